@@ -1,0 +1,112 @@
+"""Trained networks as one classifier, on PyTorch; and which files in a folder those are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maskcls.checkpoints import file_digest, read_checkpoint
+from maskcls.errors import CheckpointError
+from maskcls.labels import ATTRIBUTES, BRANCHES, TASKS
+from maskcls.models import channels_last, restore_model
+from maskcls.preprocessing import PreprocessSpec
+from maskcls.provenance import ModelFile
+
+BEST = "best.pt"
+
+
+class TorchClassifier:
+    """Checkpoints that together answer mask, gender and age; see `maskcls.runtime.Classifier`.
+
+    Raises:
+        CheckpointError: one that cannot be read, an attribute that none answers, or two do.
+    """
+
+    def __init__(self, paths: Sequence[Path], device: torch.device) -> None:
+        self._device = device
+        contents = [read_checkpoint(path) for path in paths]
+        restored = [restore_model(content) for content in contents]
+        self._networks = [channels_last(model.to(device)) for model, _ in restored]
+        self._tasks = [manifest.get_task() for _, manifest in restored]
+        answered = [name for task in self._tasks for name in task.attributes]
+        for attribute in ATTRIBUTES:
+            if answered.count(attribute) != 1:
+                shown = ", ".join(
+                    f"{p} ({t.name})" for p, t in zip(paths, self._tasks, strict=True)
+                )
+                how = "none answers" if attribute not in answered else "more than one answers"
+                raise CheckpointError(f"{shown}: {how} {attribute}")
+        self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
+        self.models = tuple(
+            ModelFile(task.name, str(path), file_digest(path))
+            for task, path in zip(self._tasks, paths, strict=True)
+        )
+        self.trained_on: frozenset[int] | None = frozenset(
+            value for content in contents for value in content.get("seen", torch.empty(0)).tolist()
+        )
+        if any("seen" not in content for content in contents):
+            self.trained_on = None
+        self._norms = [
+            tuple(
+                torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
+                for values in (spec.mean, spec.std)
+            )
+            for spec in self.specs
+        ]
+
+    @torch.inference_mode()
+    def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        """uint8 (N, H, W, 3) per network → attribute → probabilities float32 (N, classes)."""
+        answers: dict[str, np.ndarray] = {}
+        for network, task, (mean, std), batch in zip(
+            self._networks, self._tasks, self._norms, pixels, strict=True
+        ):
+            images = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2)
+            logits = network((images.to(torch.float32) - mean) / std)
+            answers |= task.marginals(logits.softmax(dim=1).cpu().numpy())
+        return answers
+
+
+def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
+    """The checkpoint files that `--model` names.
+
+    Each path is a checkpoint, a run folder, or a MODEL_DIR, of which the newest best checkpoints
+    are taken: of both branches, or else of the tasks that answer all attributes in fewest networks.
+
+    Raises:
+        CheckpointError: no such file, or no runs that together answer all attributes.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+        elif (path / BEST).is_file():
+            found.append(path / BEST)
+        elif path.is_dir():
+            found += _newest(path)
+        else:
+            raise CheckpointError(f"no such checkpoint or folder: {path}")
+    return found
+
+
+def _newest(model_dir: Path) -> list[Path]:
+    """
+    Raises:
+        CheckpointError: no set of runs that answers all attributes.
+    """
+    newest: dict[str, Path] = {}
+    for task in TASKS:
+        runs = list(model_dir.glob(f"{task}/*/{BEST}"))
+        if runs:
+            newest[task] = max(runs, key=lambda path: (path.stat().st_mtime_ns, path))
+    for tasks in (BRANCHES, ("multi",), ("mask", "gender", "age")):
+        if all(task in newest for task in tasks):
+            return [newest[task] for task in tasks]
+    have = ", ".join(newest) or "none"
+    raise CheckpointError(
+        f"{model_dir}: needs runs of {' and '.join(BRANCHES)} to label pictures, has {have}; "
+        f"train them with maskcls-train --task all --model-dir {model_dir}"
+    )

@@ -1,0 +1,1 @@
+"""One module per command: its parser and `main(argv) -> int`."""

@@ -1,0 +1,91 @@
+"""What all commands share: how they end, and how their options take defaults from the environment.
+
+Exit codes: 0 done, 1 input that cannot be used, 2 a wrong option, 130 interrupted, 141 nobody reads
+the output any more. A bug ends with its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+from maskcls.errors import MaskclsError
+
+P = ParamSpec("P")
+
+FILE_ERRORS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+)
+"""A user can mend these; with the file's name they say all there is to say."""
+
+
+def guarded(main: Callable[P, int]) -> Callable[P, int]:
+    """Decorates a command's `main`: errors that a user can mend become one `error:` line on stderr
+    and an exit code. Everything else keeps its traceback.
+
+        @guarded
+        def main(argv: Sequence[str] | None = None) -> int: ...
+    """
+
+    @wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A file name that the terminal's encoding lacks is no reason to fail.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            code = main(*args, **kwargs)
+            sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
+            return code
+        except MaskclsError as error:
+            return _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            if not _stdout_is_closed():
+                raise  # some other pipe, of a worker process for one: not the reader's choice
+            return 141
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                where = f" while writing {error.filename}" if error.filename is not None else ""
+                return _fail(f"no space left on device{where}; free some and run again", 1)
+            if error.errno in FILE_ERRORS and error.filename is not None:
+                return _fail(f"{error.filename}: {error.strerror}", 1)
+            raise
+
+    return run
+
+
+def env_default(name: str) -> Path | None:
+    """The folder or file in an environment variable; None when it is not set, or empty."""
+    value = os.environ.get(name)
+    return Path(value) if value else None
+
+
+def env_help(name: str, file: str = "") -> str:
+    """For an option's help text: `default: $SM_MODEL_DIR/…, which is not set`."""
+    value = os.environ.get(name)
+    state = f"now {value}" if value else "which is not set"
+    shown = f"${name}/{file}" if file else f"${name}"
+    return f"default: {shown}, {state}".replace("%", "%%")  # argparse formats help with %
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _stdout_is_closed() -> bool:
+    try:
+        print(flush=True)  # a flush alone has nothing to write when Python runs unbuffered
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -1,0 +1,187 @@
+"""Score a prediction file against the ground truth.
+
+python cli/evaluate.py --gt gt.csv --pred output.csv --json score.json
+SM_GROUND_TRUTH_DIR=data/eval SM_OUTPUT_DATA_DIR=out python cli/evaluate.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from maskcls.evaluation.scoring import Scores
+
+GT_VARIABLE, GT_FILE = "SM_GROUND_TRUTH_DIR", "gt.csv"
+PRED_VARIABLE, PRED_FILE = "SM_OUTPUT_DATA_DIR", "output.csv"
+
+EPILOG = """\
+Both tables are CSV with the columns ImageID,ans; ans is mask * 6 + gender * 3 + age, 0 to 17.
+Every picture of the ground truth counts: one without a prediction, or with an empty ans, is wrong.
+
+example:
+  maskcls-infer    --model maskcls.onnx --images data/eval --out output.csv
+  maskcls-evaluate --gt data/eval/gt.csv --pred output.csv --json score.json
+
+score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,
+per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `maskcls-evaluate`."""
+    parser = argparse.ArgumentParser(
+        description="Score a prediction file against the ground truth: macro F1 and accuracy of\n"
+        "the 18 classes and of mask, gender and age, per-class scores, a confusion matrix.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--gt",
+        type=Path,
+        metavar="FILE",
+        help=f"ground truth, or a folder with {GT_FILE}; {env_help(GT_VARIABLE, GT_FILE)}",
+    )
+    parser.add_argument(
+        "--pred",
+        type=Path,
+        metavar="FILE",
+        help=f"predictions, or a folder with {PRED_FILE}; {env_help(PRED_VARIABLE, PRED_FILE)}",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    picture = parser.add_mutually_exclusive_group()
+    picture.add_argument(
+        "--confusion",
+        type=Path,
+        metavar="FILE.png",
+        help="picture of the confusion matrix; default: confusion.png beside the predictions",
+    )
+    picture.add_argument("--no-confusion", action="store_true", help="write no picture")
+    parser.add_argument(
+        "--allow-seen",
+        action="store_true",
+        help="score although the model was trained on some of these people",
+    )
+    return parser
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    gt = _table(args.gt, "--gt", GT_VARIABLE, GT_FILE)
+    pred = _table(args.pred, "--pred", PRED_VARIABLE, PRED_FILE)
+    if args.confusion is not None and args.confusion.suffix.lower() != ".png":
+        raise ConfigError(f"--confusion {args.confusion}: the picture is a PNG; name it FILE.png")
+
+    from maskcls.evaluation.scoring import read_answers, score_answers
+    from maskcls.files import replacing
+    from maskcls.labels import MULTI
+
+    truth = read_answers(gt)
+    predicted = read_answers(pred, allow_empty=True)
+    seen = _seen_in_training(pred, allow_seen=args.allow_seen)
+    if not any(truth.values()):
+        print(f"note: every ans in {gt} is 0; is it an info.csv to fill in?", file=sys.stderr)
+    scores = score_answers(truth, predicted)
+    print(format_scores(scores))
+
+    if args.json is not None:
+        values = scores.to_dict() | {"seen_in_training": seen}
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        print(f"wrote {args.json}")
+    if not args.no_confusion:
+        from maskcls.evaluation.pictures import plot_confusion
+
+        path = args.confusion or pred.with_name("confusion.png")
+        columns = None if scores.missing else MULTI.num_classes
+        title = f"macro F1 {scores.classes.macro_f1:.4f}, accuracy {scores.classes.accuracy:.4f}"
+        plot_confusion(scores.confusion[:, :columns], MULTI.class_names, path, title)
+        print(f"wrote {path}")
+    return 0
+
+
+def format_scores(scores: Scores) -> str:
+    """The report on the terminal: headline, attributes, one line per class. A class that is in
+    neither table shows dashes: it does not enter macro F1.
+    """
+    from maskcls.labels import MULTI
+
+    classes = scores.classes
+    pictures = f"{scores.count} pictures"
+    if scores.missing:
+        pictures += f", {scores.missing} without an answer count as wrong"
+    lines = [
+        f"{MULTI.num_classes}-class macro F1 {classes.macro_f1:.4f}  "
+        f"accuracy {classes.accuracy:.4f}  ({pictures})"
+    ]
+    for attribute, each in scores.attributes.items():
+        lines.append(f"{attribute:>8} macro F1 {each.macro_f1:.4f}  accuracy {each.accuracy:.4f}")
+    width = max(len(name) for name in MULTI.class_names)
+    lines += ["", f"label  {'name':<{width}}  precision  recall      F1  pictures"]
+    for label, name in enumerate(MULTI.class_names):
+        precision, recall, f1 = (
+            f"{values[label]:.4f}" if classes.occurs[label] else "-"
+            for values in (classes.precision, classes.recall, classes.f1)
+        )
+        lines.append(
+            f"{label:>5}  {name:<{width}}  {precision:>9}  {recall:>6}  {f1:>6}  "
+            f"{classes.support[label]:>8}"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _table(option: Path | None, flag: str, variable: str, file: str) -> Path:
+    """The file an option names, directly or by its folder.
+
+    Raises:
+        ConfigError: neither the option nor the variable is given.
+    """
+    path = option if option is not None else env_default(variable)
+    if path is None:
+        raise ConfigError(f"{flag} is missing: give a file, or a folder with {file} in ${variable}")
+    # The variable always means a folder, so that a folder that is missing is named with its file.
+    return path / file if option is None or path.is_dir() else path
+
+
+def _seen_in_training(pred: Path, *, allow_seen: bool) -> int | None:
+    """How many of the labelled pictures show people of the training split; None if unknown.
+
+    Raises:
+        DataError: some do, and `allow_seen` is not set.
+    """
+    from maskcls.provenance import provenance_path, read_provenance
+
+    provenance = read_provenance(pred)
+    if provenance is None or provenance.seen_in_training is None:
+        why = (
+            f"no {provenance_path(pred).name} that belongs to {pred}"
+            if provenance is None
+            else "the models do not say who they were trained on"
+        )
+        print(
+            f"note: cannot tell whether the model was trained on these people: {why}",
+            file=sys.stderr,
+        )
+        return None
+    seen = provenance.seen_in_training
+    if seen:
+        found = (
+            f"{pred}: {seen} of {provenance.pictures} pictures are of people, or are pictures, "
+            "that the model was trained on"
+        )
+        if not allow_seen:
+            raise DataError(
+                f"{found}. It knows them by heart, and the score would promise more than strangers "
+                "get. Label pictures of other people, or score these with --allow-seen"
+            )
+        print(f"warning: {found}; the score flatters the model", file=sys.stderr)
+    return seen

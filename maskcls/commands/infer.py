@@ -1,0 +1,164 @@
+"""Label a folder of pictures.
+
+python cli/infer.py --model runs --images data/eval --out output.csv
+SM_CHANNEL_EVAL=data/eval SM_CHANNEL_MODEL=runs SM_OUTPUT_DATA_DIR=out python cli/infer.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskcls.runtime import Classifier
+
+PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
+OUTPUT_FILE = "output.csv"
+SHOWN_ERRORS = 5
+
+EPILOG = """\
+The answer is ImageID,ans with ans = mask * 6 + gender * 3 + age, 0 to 17. With an info.csv its rows
+and their order are kept; without one, every picture under the folder is labelled. A picture that
+cannot be read gets an empty ans and its reason in a column `error`, and the job goes on.
+
+examples:
+  maskcls-infer --model runs --images data/eval --out output.csv
+  maskcls-infer --model runs/mask_gender/exp runs/age/exp --images photos --out labels.csv
+  maskcls-infer --model runs --images list.txt --out labels.csv --probabilities
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `maskcls-infer`."""
+    parser = argparse.ArgumentParser(
+        description="Label pictures with mask, gender and age group.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="model folder of maskcls-train (its newest runs), or run folders or checkpoints; "
+        + env_help("SM_CHANNEL_MODEL"),
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR|CSV|TXT",
+        help=f"pictures: a folder, or a list of paths; {env_help('SM_CHANNEL_EVAL')}",
+    )
+    parser.add_argument(
+        "--info",
+        type=Path,
+        metavar="FILE",
+        help="info.csv whose rows are labelled; default: the one in the folder, if any",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f".csv or .parquet; {env_help('SM_OUTPUT_DATA_DIR', OUTPUT_FILE)}",
+    )
+    parser.add_argument(
+        "--provider", default="auto", choices=PROVIDERS, help="where to compute (default auto)"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default 32")
+    parser.add_argument(
+        "--workers", type=_positive, default=2, metavar="N", help="threads that decode (default 2)"
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="a column per attribute and class, too"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="a picture that cannot be read ends the job"
+    )
+    return parser
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    models = args.model or _from_environment("--model", "SM_CHANNEL_MODEL")
+    [images] = [args.images] if args.images else _from_environment("--images", "SM_CHANNEL_EVAL")
+    if args.out is None:
+        [folder] = _from_environment("--out", "SM_OUTPUT_DATA_DIR")
+        args.out = folder / OUTPUT_FILE
+    if args.out.suffix.lower() not in (".csv", ".parquet"):
+        raise ConfigError(f"--out {args.out}: name it .csv or .parquet")
+
+    from maskcls.runtime import inference, list_pictures
+
+    sources = list_pictures(images, args.info)
+    classifier = open_classifier(models, args.provider)
+    result = inference(
+        classifier,
+        sources,
+        args.out,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        probabilities=args.probabilities,
+        strict=args.strict,
+    )
+    print(f"labelled {result.pictures - len(result.errors)} pictures → {result.out}")
+    if result.errors:
+        shown = "\n  ".join(result.errors[:SHOWN_ERRORS])
+        print(
+            f"warning: {len(result.errors)} pictures could not be read, see the column `error`:"
+            f"\n  {shown}",
+            file=sys.stderr,
+        )
+    if result.seen_in_training:
+        print(
+            f"note: {result.seen_in_training} of the pictures or their people were trained on",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def open_classifier(paths: Sequence[Path], provider: str) -> Classifier:
+    """What answers for these files: here is where other kinds of model files join in.
+
+    Raises:
+        CheckpointError: files that cannot be read, or do not answer all attributes.
+        ConfigError: a provider that these files cannot run on.
+    """
+    onnx = [path for path in paths if path.suffix.lower() == ".onnx"]
+    if onnx:
+        raise ConfigError(f"--model {onnx[0]}: ONNX files are not read yet; give run folders")
+    if provider == "tensorrt":
+        raise ConfigError("--provider tensorrt: PyTorch checkpoints run on cpu or cuda")
+
+    from maskcls.classifier import TorchClassifier, find_checkpoints
+    from maskcls.training.engines import resolve_device
+
+    return TorchClassifier(find_checkpoints(paths), resolve_device(provider))
+
+
+def _from_environment(flag: str, variable: str) -> list[Path]:
+    """
+    Raises:
+        ConfigError: the variable is not set either.
+    """
+    path = env_default(variable)
+    if path is None:
+        raise ConfigError(f"{flag} is missing; give it, or set ${variable}")
+    return [path]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

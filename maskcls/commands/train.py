@@ -1,0 +1,178 @@
+"""Train one branch, or both.
+
+python cli/train.py --task all --data-dir data/train --model-dir runs
+SM_CHANNEL_TRAIN=data/train SM_MODEL_DIR=runs python cli/train.py --task mask_gender
+"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.config import (
+    OPTION_FIELDS,
+    PRESETS,
+    TrainConfig,
+    file_values,
+    read_yaml,
+    resolve,
+)
+from maskcls.errors import ConfigError, unknown
+from maskcls.labels import BRANCHES, TASKS
+
+ALL = "all"
+SAMPLE_DIR = Path("runs") / "sample"
+
+EPILOG = """\
+Values come from the preset of the task, then --config FILE, then the options given here. There are
+two presets per task: one that fine-tunes ImageNet weights, and one from scratch, taken where there
+are none (--weights none, or auto without a network).
+
+examples:
+  maskcls-train --task all --data-dir data/train            both branches, one after the other
+  maskcls-train --task age --weights none --epochs 20       from scratch, on the built-in sample
+  maskcls-train --task age --criterion cross_entropy:0.7,f1:0.3 --class-weights balanced
+  maskcls-train --resume runs/age/exp                       go on after an interruption
+
+A config file is YAML with these options as keys (dashes as underscores); a section named after a
+task holds for that task alone:
+  epochs: 20
+  age:
+    criterion: focal
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `maskcls-train`: the fields of `TrainConfig`, and what only a command has."""
+    parser = argparse.ArgumentParser(
+        description="Train networks on folders of people's pictures, each into a run folder with\n"
+        "its config, checkpoints, metrics.csv and TensorBoard events.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--task",
+        default=None,
+        metavar="TASK",
+        help=f"{', '.join(TASKS)}, or {ALL}: {' and '.join(BRANCHES)}; default mask_gender",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of these options")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="run folder to go on with; keeps its config"
+    )
+    hints = typing.get_type_hints(TrainConfig)
+    environment = {"data_dir": "SM_CHANNEL_TRAIN", "model_dir": "SM_MODEL_DIR"}
+    for field in OPTION_FIELDS:
+        help = field.metadata["help"]
+        if field.metadata["choices"]:
+            help += f": {', '.join(field.metadata['choices'])}"
+        if field.name in environment:
+            help += f"; {env_help(environment[field.name])}"
+        elif field.default not in (None, False, ()):
+            help += f" (default {field.default}, or the preset's)"
+        flag = f"--{field.name.replace('_', '-')}"
+        kind = _kind(hints[field.name])
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=help)
+        elif field.name == "data_dir":
+            parser.add_argument(flag, action="append", metavar="DIR", help=help)
+        elif kind is tuple:
+            parser.add_argument(flag, nargs=2, type=float, metavar=("H", "W"), help=help)
+        else:
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=help)
+    return parser
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = vars(build_parser().parse_args(argv))
+    task, file, run = (args.pop(name) for name in ("task", "config", "resume"))
+    flags = {name: value for name, value in args.items() if value is not None}
+    values = read_yaml(file) if file else {}
+    if run is not None:
+        return _resume(run, task, values, flags)
+
+    task = task or values.get("task") or "mask_gender"
+    if task not in (*TASKS, ALL):
+        raise ConfigError(unknown("task", str(task), (*TASKS, ALL)))
+    tasks = BRANCHES if task == ALL else (task,)
+    for name in tasks:  # all of it is checked before the first hour of training
+        resolve(name, "scratch", values, flags)
+    for name, variable in (("data_dir", "SM_CHANNEL_TRAIN"), ("model_dir", "SM_MODEL_DIR")):
+        default = env_default(variable)
+        if default is not None and name not in flags:
+            known = all(name in file_values(values, each) for each in tasks)
+            if not known:
+                flags[name] = (str(default),) if name == "data_dir" else str(default)
+    if not flags.get("data_dir") and not all(file_values(values, t).get("data_dir") for t in tasks):
+        flags["data_dir"] = (str(_sample()),)
+
+    # torch is imported only now: --help and a mistyped option answer at once.
+    from maskcls.training import train
+
+    for name in tasks:
+        config = _choose_preset(name, values, flags)
+        result = train(config)
+        print(
+            f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
+            f"{result.epochs} epochs → {result.folder / 'best.pt'}"
+        )
+    models = config.model_dir
+    print(f"next: maskcls-infer --model {models} --images DIR --out output.csv")
+    return 0
+
+
+def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str, Any]) -> int:
+    from maskcls.errors import CheckpointError
+    from maskcls.training import resume
+
+    config_file = run / "config.yaml"
+    if not config_file.is_file():
+        raise CheckpointError(f"{run}: not a run folder (no config.yaml in it)")
+    own = str(read_yaml(config_file).get("task"))
+    if task not in (None, own):
+        raise CheckpointError(f"{run}: is a run of task {own}, not {task}")
+    result = resume(run, file_values(values, own) | flags)
+    print(f"{own}: best macro F1 {result.best_score:.4f} → {result.folder / 'best.pt'}")
+    return 0
+
+
+def _sample() -> Path:
+    from maskcls.data.sample import ensure_sample
+
+    print(f"no --data-dir: training on the built-in sample of drawn faces in {SAMPLE_DIR}")
+    return ensure_sample(SAMPLE_DIR) / "train"
+
+
+def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
+    """The preset that fits what the network starts from."""
+    from maskcls.weights import find_start, model_of
+
+    given = file_values(values, task) | flags
+    weights = given.get("weights", TrainConfig.weights)
+    model = given.get("model", PRESETS["imagenet"][task]["model"])
+    start = find_start(weights, model, print)
+    if start is None:
+        return resolve(task, "scratch", values, {**flags, "weights": "none"})
+    if weights == "auto":
+        return resolve(task, "imagenet", values, {**flags, "weights": "imagenet"})
+    own = model_of(start)  # one of our checkpoints says which network it is
+    if own is not None and "model" not in given:
+        flags = {**flags, "model": own}
+    return resolve(task, "imagenet", values, flags)
+
+
+def _kind(hint: Any) -> type:
+    """The type that an option's text is parsed to."""
+    members = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+    kind = members[0] if typing.get_origin(hint) is not tuple else hint
+    return typing.get_origin(kind) or kind
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,383 @@
+"""What a training is told: one frozen, validated dataclass, its presets, and its YAML form.
+
+Values come from four places, the later ones stronger: the field's default, the preset of the task,
+a YAML file, the command line. Field names are the YAML keys and, with dashes, the options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskcls.errors import ConfigError, unknown
+from maskcls.labels import TASKS, get_task
+from maskcls.preprocessing import PreprocessSpec
+
+MODEL_NAMES = (
+    "base",
+    "efficientnet_b3",
+    "efficientnet_b3_init",
+    "efficientnet_b4",
+    "efficientnet_b5",
+    "resnet18",
+    "resnet34",
+    "resnext50",
+    "resnext101",
+    "vgg19",
+)
+CRITERION_NAMES = ("cross_entropy", "focal", "label_smoothing", "f1")
+AUGMENTATION_NAMES = (
+    "BaseAugmentation",
+    "AddGaussianNoise",
+    "CustomAugmentation",
+    "BestAugmentation",
+)
+DEFAULT_CROP = {"CustomAugmentation": (320 / 512, 256 / 384)}
+"""Of (height, width): the original's 320x256 of its 512x384 pictures. Others: the whole picture."""
+
+OPTIMIZER_NAMES = ("adamw", "adam", "sgd")
+SCHEDULE_NAMES = ("cosine", "plateau", "constant")
+PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
+CLASS_WEIGHT_NAMES = ("none", "sqrt", "balanced")
+WEIGHT_NAMES = ("auto", "imagenet", "none")
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training of one network, resolved: nothing in it depends on anything outside it."""
+
+    task: str = _option("mask_gender", "what the network learns", tuple(TASKS))
+
+    # where things are
+    data_dir: tuple[str, ...] = _option((), "folder with train.csv and images/; may be repeated")
+    model_dir: str = _option("runs", "run folders go to MODEL_DIR/<task>/<name>")
+    name: str = _option("exp", "run name; exp, exp2, exp3, … where it exists")
+    fixes: str | None = _option(None, "CSV of label corrections (target,field,old,new,why)")
+
+    # people on either side
+    val_ratio: float = _option(0.2, "share of the people that validate")
+    fold: int | None = _option(None, "which fold validates, from 0; needs --folds")
+    folds: int | None = _option(None, "number of folds instead of --val-ratio")
+    seed: int = _option(42, "same seed, same split, same weights")
+
+    # network and input
+    model: str = _option("efficientnet_b3", "network", MODEL_NAMES)
+    weights: str = _option("auto", "where it starts: auto, imagenet, none, or a file")
+    height: int = _option(128, "input height, pixels")
+    width: int = _option(96, "input width, pixels")
+    crop: tuple[float, float] | None = _option(
+        None, "centre crop: two fractions of height and width; default: the augmentation's"
+    )
+    augmentation: str = _option(
+        "BestAugmentation", "augmentation of training batches", AUGMENTATION_NAMES
+    )
+
+    # loss
+    criterion: str = _option(
+        "cross_entropy",
+        f"loss, or a weighted sum such as cross_entropy:0.7,f1:0.3 of {', '.join(CRITERION_NAMES)}",
+    )
+    focal_gamma: float = _option(2.0, "focal: how strongly easy pictures count less")
+    focal_alpha: float | None = _option(None, "focal: scale of the loss")
+    label_smoothing: float = _option(0.1, "label_smoothing: share given to the other classes")
+    class_weights: str = _option(
+        "none", "none, balanced (inverse frequency), sqrt (its square root), or a file: one a line"
+    )
+
+    # optimisation
+    optimizer: str = _option("adamw", "optimiser", OPTIMIZER_NAMES)
+    lr: float = _option(1e-3, "peak learning rate")
+    weight_decay: float = _option(0.01, "decay of weight matrices; biases and norms have none")
+    momentum: float = _option(0.9, "sgd: momentum")
+    schedule: str = _option("cosine", "learning rate after the warm-up", SCHEDULE_NAMES)
+    warmup_epochs: float = _option(0.5, "linear warm-up, epochs")
+    plateau_patience: int = _option(1, "plateau: epochs without a better score before lr / 10")
+    epochs: int = _option(30, "passes over the training pictures at most")
+    patience: int = _option(3, "early stop after so many epochs without a better score; 0: never")
+    batch_size: int = _option(64, "pictures per optimiser step")
+    accumulate: int = _option(1, "split a batch into so many parts, for lack of memory")
+    clip_norm: float = _option(0.0, "clip the gradient's norm; 0: no clipping")
+    ema_decay: float = _option(0.0, "average weights over steps, such as 0.99; 0: no average")
+
+    # machine
+    precision: str = _option("auto", "autocast; auto: the fastest safe one", PRECISION_NAMES)
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, …")
+    workers: int = _option(2, "threads that decode pictures into the cache")
+    cache: str = _option("auto", "folder of the pixel cache; auto: the user's cache folder")
+    strict: bool = _option(False, "a picture that cannot be read is an error, not skipped")
+
+    def __post_init__(self) -> None:
+        get_task(self.task)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            _check_type(field.name, value, _TYPES[field.name])
+            choices = field.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(unknown(field.name, str(value), choices))
+        parse_criterion(self.criterion)
+        self._check_ranges()
+        self.preprocess()
+
+    def preprocess(self) -> PreprocessSpec:
+        """What pictures become before the network, in training and ever after.
+
+        Raises:
+            ConfigError: an impossible size or crop.
+        """
+        crop = self.crop or DEFAULT_CROP.get(self.augmentation, (1.0, 1.0))
+        return PreprocessSpec(height=self.height, width=self.width, crop=tuple(crop))
+
+    def _check_ranges(self) -> None:
+        rules: dict[str, tuple[bool, str]] = {
+            "val_ratio": (0 < self.val_ratio < 1, "above 0 and below 1"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
+            "focal_gamma": (self.focal_gamma >= 0, "0 or more"),
+            "focal_alpha": (self.focal_alpha is None or self.focal_alpha > 0, "above 0"),
+            "lr": (0 <= self.lr < 100, "0 or more"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
+            "plateau_patience": (self.plateau_patience >= 0, "0 or more"),
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "patience": (self.patience >= 0, "0 or more"),
+            "batch_size": (self.batch_size >= 2, "2 or more"),
+            "accumulate": (1 <= self.accumulate <= self.batch_size // 2, "1 to batch_size / 2"),
+            "clip_norm": (self.clip_norm >= 0, "0 or more"),
+            "ema_decay": (0 <= self.ema_decay < 1, "from 0 to below 1"),
+            "workers": (1 <= self.workers <= 256, "from 1 to 256"),
+            "seed": (0 <= self.seed < 2**31, "from 0 to 2147483647"),
+            "name": (Path(self.name).name == self.name, "a plain folder name"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise ConfigError(f"{name} {getattr(self, name)!r}: must be {expected}")
+        if (self.fold is None) != (self.folds is None):
+            raise ConfigError("fold and folds go together: --fold 0 --folds 5")
+        if self.folds is not None and not 0 <= (self.fold or 0) < self.folds:
+            raise ConfigError(f"fold {self.fold}: must be from 0 to folds - 1 = {self.folds - 1}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML and JSON; the inverse is `from_dict`."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """
+        Raises:
+            ConfigError: an unknown key, a value of the wrong type or out of range.
+        """
+        check_keys(values, "config")
+        return cls(**{key: _coerce(value, _TYPES[key]) for key, value in values.items()})
+
+
+_TYPES: dict[str, Any] = typing.get_type_hints(TrainConfig)
+OPTION_FIELDS = tuple(field for field in fields(TrainConfig) if field.name != "task")
+"""The fields that become options of `cli/train.py`, in order."""
+
+PLACE_FIELDS = frozenset({"data_dir", "model_dir", "name", "fixes"})
+MACHINE_FIELDS = frozenset({"device", "workers", "cache"})
+"""Fields that may change when a run is resumed: they do not change what is learnt."""
+
+
+def parse_criterion(text: str) -> dict[str, float]:
+    """A loss, or a weighted sum of losses, as it is written on the command line.
+
+    >>> parse_criterion("cross_entropy:0.7,f1:0.3")
+    {'cross_entropy': 0.7, 'f1': 0.3}
+
+    Raises:
+        ConfigError: an unknown loss, a weight that is no positive number, a loss named twice.
+    """
+    terms: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = (piece.strip() for piece in part.partition(":"))
+        if name not in CRITERION_NAMES:
+            raise ConfigError(unknown("criterion", name, CRITERION_NAMES))
+        if name in terms:
+            raise ConfigError(f"criterion {text!r}: {name} is named twice")
+        try:
+            terms[name] = float(weight) if weight else 1.0
+        except ValueError:
+            terms[name] = 0.0
+        if not 0 < terms[name] < float("inf"):
+            raise ConfigError(f"criterion {text!r}: the weight of {name} is not a positive number")
+    return terms
+
+
+# --- presets -----------------------------------------------------------------------------------
+
+# The final table of the original project. A learning rate of 1e-5 fine-tunes ImageNet weights.
+_IMAGENET = {
+    "model": "efficientnet_b3_init",
+    "optimizer": "adamw",
+    "lr": 1e-5,
+    "criterion": "cross_entropy",
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "epochs": 30,
+    "patience": 3,
+}
+# From random weights on a CPU: a network of which an hour of two cores sees enough pictures.
+_SCRATCH = {
+    "model": "resnet18",
+    "height": 112,
+    "width": 96,
+    "crop": [0.8, 1.0],  # a portrait's face is in its middle; above and below it there is nothing
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.05,
+    "criterion": "label_smoothing",
+    "label_smoothing": 0.05,
+    "class_weights": "sqrt",
+    "schedule": "cosine",
+    "epochs": 5,
+    "patience": 0,  # the cosine's last epochs are its best; stopping before them wastes the run
+    "clip_norm": 1.0,
+    "ema_decay": 0.99,
+    "val_ratio": 0.1,
+}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "imagenet": {
+        task: _IMAGENET
+        | ({"model": "efficientnet_b3", "optimizer": "adam", "epochs": 20} if task == "age" else {})
+        for task in TASKS
+    },
+    "scratch": {
+        task: _SCRATCH | ({"epochs": 11} if "age" in TASKS[task].attributes else {})
+        for task in TASKS
+    },
+}
+"""start (imagenet or scratch) → task → the values that differ from the defaults."""
+
+
+def resolve(
+    task: str,
+    start: str,
+    file: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> TrainConfig:
+    """Preset, then file, then flags. `start`: which preset, `imagenet` or `scratch`.
+
+    `file` is what `read_yaml` returns; a key that names a task holds values for that task only.
+
+    Raises:
+        ConfigError: an unknown task or key, or a value that does not fit.
+    """
+    get_task(task)
+    own = file_values(file or {}, task)
+    return TrainConfig.from_dict(PRESETS[start][task] | own | dict(flags or {}) | {"task": task})
+
+
+def file_values(file: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """A config file's values for one task: its common keys, then the task's own section.
+
+    Raises:
+        ConfigError: an unknown key.
+    """
+    common = {key: value for key, value in file.items() if key not in TASKS}
+    sections = {key: value for key, value in file.items() if key in TASKS}
+    check_keys(common, "config file")
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"config file: the section {name} must hold keys and values")
+        check_keys(section, f"config file, section {name}")
+    common.pop("task", None)
+    return {**common, **sections.get(task, {})}
+
+
+def check_keys(values: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        ConfigError: a key that is no field of `TrainConfig`; names the nearest.
+    """
+    for key in values:
+        if key not in _TYPES:
+            raise ConfigError(f"{where}: {unknown('key', str(key), _TYPES)}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file's content.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not keys and values.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no keys and values")
+    return values
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The resolved config, as it lands in the run folder."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+# --- types -------------------------------------------------------------------------------------
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """YAML has no tuples and reads `1e-3` as text and `1` as a whole number."""
+    kinds = _members(hint)
+    if isinstance(value, str) and float in kinds and str not in kinds:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    if _is_tuple(kinds):
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, list | tuple):
+            return tuple(value) if str in _item(kinds) else tuple(_coerce(v, float) for v in value)
+    return value
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    kinds = _members(hint)
+    if _is_tuple(kinds):
+        item = _item(kinds)
+        if (value is None and type(None) in kinds) or (
+            isinstance(value, tuple)
+            and all(isinstance(part, item) for part in value)
+            and len(value) == (2 if float in item else len(value))
+        ):
+            return
+    elif type(value) in kinds and value == value:  # type(): True is no int; ==: NaN is no number
+        return
+    shown = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ConfigError(f"{name} {value!r}: must be {shown.replace('NoneType', 'null')}")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _is_tuple(kinds: tuple[Any, ...]) -> bool:
+    return any(typing.get_origin(kind) is tuple for kind in kinds)
+
+
+def _item(kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    [kind] = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    return typing.get_args(kind)[:1]

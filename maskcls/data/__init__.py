@@ -1,0 +1,1 @@
+"""From folders of pictures to batches: profiles, checks, splits, cache, datasets, augmentation."""

@@ -1,0 +1,146 @@
+"""Decoded, resized pictures as one memory-mapped uint8 file, so that a second epoch, a second
+branch and a second run decode nothing.
+
+The file's name is a digest of the pictures' content and of the preprocessing, so a changed picture
+or size gets a file of its own, and files are never written twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import platformdirs
+from tqdm import tqdm
+
+from maskcls.errors import DataError, PictureError
+from maskcls.files import write_atomic
+from maskcls.images import content_digest, decode, read_bytes
+from maskcls.preprocessing import PreprocessSpec
+
+_VERSION = 1  # of decoding and resizing; raised when the same picture would give other pixels
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class PixelCache:
+    """The pixels of a list of pictures, in its order."""
+
+    pixels: np.ndarray  # uint8 (N, height, width, 3), memory-mapped, read-only
+    digests: tuple[str, ...]  # content of each picture; "" where it could not be read
+    errors: dict[int, str]  # index → why the picture has no pixels
+
+
+def cache_folder(option: str) -> Path:
+    """The folder that `--cache` names; `auto` is the user's cache folder."""
+    return Path(platformdirs.user_cache_dir("maskcls") if option == "auto" else option)
+
+
+def open_cache(
+    paths: Sequence[Path],
+    spec: PreprocessSpec,
+    folder: Path,
+    *,
+    workers: int = 2,
+    say: Callable[[str], None] = print,
+) -> PixelCache:
+    """The pixels of `paths`, from the cache or decoded into it.
+
+    A picture that cannot be decoded has an entry in `errors` and black pixels. `say` is told the
+    size before anything is written.
+
+    Raises:
+        DataError: the disk has no room for the cache, or the folder cannot be written.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        digests = tuple(_progress(pool.map(_digest, paths), len(paths), "reading pictures"))
+    name = _key(digests, spec)
+    file, notes = folder / f"{name}.npy", folder / f"{name}.json"
+    try:
+        if not _complete(file, (len(paths), *spec.size, 3)):
+            _decode_all(paths, spec, file, notes, workers, say)
+        errors = {int(index): text for index, text in json.loads(notes.read_text()).items()}
+        return PixelCache(np.load(file, mmap_mode="r"), digests, errors)
+    except OSError as error:
+        raise DataError(
+            f"pixel cache {folder}: {error.strerror or error}; name another folder with --cache DIR"
+        ) from error
+
+
+def _decode_all(
+    paths: Sequence[Path],
+    spec: PreprocessSpec,
+    file: Path,
+    notes: Path,
+    workers: int,
+    say: Callable[[str], None],
+) -> None:
+    folder = file.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    size = len(paths) * spec.height * spec.width * 3
+    free = shutil.disk_usage(folder).free
+    say(f"decoding {len(paths)} pictures into a cache of {size / 1e6:,.0f} MB in {folder}")
+    if size > free:
+        raise DataError(
+            f"pixel cache {folder}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are "
+            "free; name another folder with --cache DIR"
+        )
+    part = file.with_name(f"{file.stem}.{os.getpid()}.part")
+    try:
+        pixels = np.lib.format.open_memmap(
+            part, mode="w+", dtype=np.uint8, shape=(len(paths), *spec.size, 3)
+        )
+        errors: dict[str, str] = {}
+
+        def fill(index: int) -> None:
+            try:
+                content = read_bytes(paths[index])
+                pixels[index] = spec.resize(decode(content, paths[index]))
+            except PictureError as error:
+                errors[str(index)] = str(error)
+
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in _progress(pool.map(fill, range(len(paths))), len(paths), "decoding"):
+                pass
+        pixels.flush()
+        write_atomic(notes, json.dumps(errors, ensure_ascii=False).encode())
+        os.replace(part, file)  # complete under its name or not there at all
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _complete(file: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(np.load(file, mmap_mode="r").shape == shape)
+    except (OSError, ValueError):  # missing, truncated or foreign: it is made anew
+        return False
+
+
+def _digest(path: Path) -> str:
+    try:
+        return content_digest(read_bytes(path))
+    except PictureError:
+        return ""  # said once, with its reason, when it is decoded
+
+
+def _key(digests: Sequence[str], spec: PreprocessSpec) -> str:
+    what = {
+        "version": _VERSION,
+        "size": spec.size,
+        "crop": spec.crop,
+        "interpolation": spec.interpolation,
+        "pictures": list(digests),
+    }
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _progress(items: Iterable[_T], total: int, what: str) -> Iterable[_T]:
+    return tqdm(items, total=total, desc=what, unit="img", leave=False, delay=1.0, disable=None)

@@ -1,0 +1,131 @@
+"""Corrections of labels: a reviewable table beside the data, instead of renamed files.
+
+    target,field,old,new,why
+    006359_female_Asian_18,gender,female,male,seen on all seven pictures
+    000020_female_Asian_50/incorrect_mask.jpg,mask,incorrect,normal,swapped with normal.jpg
+
+`target` is a person's folder (fields gender, race, age) or one picture in it (field mask). `old`
+must be what the data says, so a table that has gone stale is noticed.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maskcls.data.profiles import Picture, Profile, nfc
+from maskcls.errors import DataError, unknown
+from maskcls.labels import AgeLabels, GenderLabels, MaskLabels
+
+COLUMNS = ("target", "field", "old", "new", "why")
+PERSON_FIELDS = ("gender", "race", "age")
+PICTURE_FIELDS = ("mask",)
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One correction, as it stands in the table."""
+
+    target: str
+    field: str
+    old: str
+    new: str
+    why: str
+
+
+def read_fixes(path: Path) -> list[Fix]:
+    """The rows of a fixes table.
+
+    Raises:
+        DataError: no such file, not UTF-8, a missing column, an unknown field or value, the same
+            field of a target corrected twice.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(
+                    f"{path}: no column {', '.join(missing)}; needs {','.join(COLUMNS)}"
+                )
+            fixes = [Fix(*((row[name] or "").strip() for name in COLUMNS)) for row in reader]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV table in UTF-8: {error}") from None
+    seen: set[tuple[str, str]] = set()
+    for number, fix in enumerate(fixes, start=2):
+        where = f"{path}, line {number}"
+        fields = PICTURE_FIELDS if "/" in fix.target else PERSON_FIELDS
+        if fix.field not in fields:
+            raise DataError(f"{where}: {unknown('field', fix.field, fields)} for {fix.target!r}")
+        try:
+            _parse(fix.field, fix.old)
+            _parse(fix.field, fix.new)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        key = (nfc(fix.target), fix.field)
+        if key in seen:
+            raise DataError(f"{where}: {fix.field} of {fix.target!r} is corrected twice")
+        seen.add(key)
+    return fixes
+
+
+def apply_fixes(profiles: Iterable[Profile], fixes: Sequence[Fix]) -> list[Profile]:
+    """The people with corrected labels; files are not touched.
+
+    Raises:
+        DataError: a target that does not exist, or whose label is not `old`.
+    """
+    corrected = []
+    used: set[Fix] = set()
+    by_target: dict[str, list[Fix]] = {}
+    for fix in fixes:
+        by_target.setdefault(nfc(fix.target), []).append(fix)
+    for profile in profiles:
+        for fix in by_target.get(profile.person, ()):
+            current = getattr(profile, fix.field)
+            _check_old(fix, current)
+            profile = replace(profile, **{fix.field: _parse(fix.field, fix.new)})
+            used.add(fix)
+        pictures = []
+        for picture in profile.pictures:
+            for fix in by_target.get(f"{profile.person}/{nfc(picture.path.name)}", ()):
+                _check_old(fix, picture.mask)
+                picture = Picture(picture.path, MaskLabels(_parse(fix.field, fix.new)))
+                used.add(fix)
+            pictures.append(picture)
+        corrected.append(replace(profile, pictures=tuple(pictures)))
+    unused = [fix.target for fix in fixes if fix not in used]
+    if unused:
+        raise DataError(
+            f"fixes for {len(unused)} target(s) that are not in the data, first: {unused[0]!r}"
+        )
+    return corrected
+
+
+def _parse(field: str, value: str) -> int | str:
+    """A label as it is written → as `Profile` and `Picture` hold it."""
+    if field == "gender":
+        return GenderLabels.from_str(value)
+    if field == "age":
+        AgeLabels.from_number(value)
+        return int(value)
+    if field == "mask":
+        try:
+            return MaskLabels[value.upper()]
+        except KeyError:
+            known = [label.name.lower() for label in MaskLabels]
+            raise DataError(unknown("mask label", value, known)) from None
+    return value
+
+
+def _check_old(fix: Fix, current: int | str) -> None:
+    if _parse(fix.field, fix.old) != current:
+        shown = current.name.lower() if isinstance(current, GenderLabels | MaskLabels) else current
+        raise DataError(
+            f"fix of {fix.target!r}: {fix.field} is {shown!r} in the data, not {fix.old!r}; "
+            "was it corrected there already?"
+        )

@@ -1,0 +1,111 @@
+"""Training and validation people: disjoint, stratified by gender x age group, reproducible.
+
+The split is by person, never by picture: a person on both sides makes validation read 0.9 where
+strangers score 0.6.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskcls.data.profiles import Profile
+from maskcls.errors import ConfigError, DataError
+
+SPLIT_COLUMNS = ("person", "gender", "age", "pictures", "content", "side")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which people train and which validate; keys are `Profile.person`."""
+
+    train: frozenset[str]
+    val: frozenset[str]
+
+
+def split_people(
+    profiles: Sequence[Profile],
+    *,
+    val_ratio: float = 0.2,
+    fold: int | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+) -> Split:
+    """Each person on exactly one side, without replacement, strata as even as whole people allow.
+
+    With `folds`, fold `fold` (0 … folds - 1) validates and the others train; the folds of one seed
+    partition the people. Without, about `val_ratio` of the people validate. The order of
+    `profiles` plays no part.
+
+    Raises:
+        ConfigError: an impossible ratio or fold.
+        DataError: too few people to have both sides.
+    """
+    people = sorted({profile.person for profile in profiles})
+    if len(people) < 2:
+        raise DataError(f"{len(people)} person in the data: a training needs at least 2")
+    ranks = _stratified_order(profiles, seed)
+    if folds is not None or fold is not None:
+        if folds is None or fold is None or not 2 <= folds or not 0 <= fold < folds:
+            raise ConfigError(f"fold {fold} of folds {folds}: needs folds >= 2, 0 <= fold < folds")
+        if folds > len(people):
+            raise ConfigError(f"folds {folds}: there are only {len(people)} people")
+        val = frozenset(person for rank, person in enumerate(ranks) if rank % folds == fold)
+    else:
+        if not 0 < val_ratio < 1:
+            raise ConfigError(f"val_ratio {val_ratio}: must be above 0 and below 1")
+        # Evenly spaced ranks of the stratified order: each stratum gives its share, and the total
+        # is exact, where rounding stratum by stratum would drift.
+        count = min(max(1, round(len(people) * val_ratio)), len(people) - 1)
+        chosen = (np.arange(count) + 0.5) * len(people) / count
+        val = frozenset(ranks[int(rank)] for rank in chosen)
+    return Split(train=frozenset(people) - val, val=val)
+
+
+def _stratified_order(profiles: Sequence[Profile], seed: int) -> list[str]:
+    """People sorted by stratum, in random order within; every k-th of it is a stratified sample."""
+    # Sorted, so that of a person whose labels differ between two data folders the same one counts
+    # whichever folder is named first.
+    strata = sorted((p.person, (int(p.gender), int(p.age_group))) for p in profiles)
+    stratum = dict(strata)
+    people = sorted(stratum)
+    shuffled = np.random.default_rng(seed).permutation(len(people))
+    return sorted(
+        (people[index] for index in shuffled), key=lambda person: stratum[person]
+    )  # sorted() is stable: the shuffle stands within a stratum
+
+
+def split_table(profiles: Sequence[Profile], split: Split, digests: Mapping[str, str]) -> str:
+    """The text of `split.csv`: a row per person, with a hash of labels and pictures.
+
+    `digests`: picture path (str) → content digest; "" for a picture that could not be read.
+    """
+    rows: dict[str, list[Profile]] = {}
+    for profile in profiles:
+        rows.setdefault(profile.person, []).append(profile)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(SPLIT_COLUMNS)
+    for person, parts in sorted(rows.items()):
+        pictures = sorted(
+            f"{digests[str(picture.path)]} {int(picture.mask)}"
+            for part in parts
+            for picture in part.pictures
+        )
+        content = hashlib.sha256("\n".join(pictures).encode()).hexdigest()
+        side = "val" if person in split.val else "train"
+        first = min(parts, key=lambda part: (part.gender, part.age))
+        writer.writerow(
+            (person, first.gender.name.lower(), first.age, len(pictures), content, side)
+        )
+    return text.getvalue()
+
+
+def split_hash(table: str) -> str:
+    """What a checkpoint remembers of `split.csv`: people, labels, pictures' content and sides."""
+    return hashlib.sha256(table.encode()).hexdigest()

@@ -1,0 +1,108 @@
+"""One picture file → upright uint8 RGB pixels, or a `PictureError` that names the file.
+
+The only place where pictures are decoded: training, checking, labelling and scoring all see the
+same pixels. What plain `Image.open(path).convert("RGB")` gets wrong is handled here: EXIF rotation,
+transparency, 16-bit grey, truncated files, decompression bombs and formats nobody meant to read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from maskcls.errors import PictureError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "MPO")
+"""What Pillow may try, told by the file's content. MPO: JPEGs of phones that hold two pictures."""
+
+MAX_PIXELS = 50_000_000
+"""Larger pictures are refused before their pixels are decoded: 50 MP is a large camera picture,
+and a PNG of 17 KB can claim 144 MP."""
+
+
+def is_image_file(filename: str | Path) -> bool:
+    """Whether the file's name ends like a picture's, in any case."""
+    return Path(filename).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content.
+
+    Raises:
+        PictureError: not a regular file (a FIFO would block for ever), unreadable or empty.
+    """
+    try:
+        if not path.is_file():
+            reason = "not a regular file" if path.exists() else "no such file"
+            raise PictureError(f"{path}: {reason}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{path}: {error.strerror or error}") from error
+    if not content:
+        raise PictureError(f"{path}: the file is empty")
+    return content
+
+
+def content_digest(content: bytes) -> str:
+    """What names a picture by its bytes, wherever it lies: sha256, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def decode(content: bytes, name: str | Path) -> Image.Image:
+    """File content → upright `RGB` picture. `name` is used in messages only.
+
+    Raises:
+        PictureError: no known format, damaged, truncated, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's bomb warning: our cap is stricter and raises
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise PictureError(
+                        f"{name}: {width}x{height} pixels are more than the "
+                        f"{MAX_PIXELS // 1_000_000} million that are decoded; make it smaller first"
+                    )
+                image.load()  # all of it: verify() lets truncated files pass
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError(
+            f"{name}: not a picture in a known format ({', '.join(FORMATS)})"
+        ) from None
+    except Exception as error:
+        # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ... on
+        # damaged files; for the caller they all mean the same.
+        raise PictureError(f"{name}: cannot be decoded: {error}") from error
+
+
+def read_image(path: Path) -> Image.Image:
+    """Picture file → upright `RGB` picture.
+
+    Raises:
+        PictureError: as `read_bytes` and `decode`.
+    """
+    return decode(read_bytes(path), path)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # 16-bit grey: convert("RGB") would clip everything above 255 to white.
+        grey = np.asarray(image, dtype=np.uint32)
+        return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8), "L").convert("RGB")
+    if image.has_transparency_data:
+        # On white, as a browser would show it; dropping alpha reveals whatever colour lay hidden.
+        layered = image.convert("RGBA")
+        backdrop = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(backdrop, layered).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,159 @@
+"""Losses by name. All take logits (N, C) and target classes (N,) int64 and answer a scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskcls.config import CRITERION_NAMES, parse_criterion
+from maskcls.errors import ConfigError, unknown
+
+
+class FocalLoss(nn.Module):
+    """Cross entropy in which well-classified pictures count less: `-alpha (1 - p)^gamma log p`.
+
+    `weight` (C,) weighs the classes as in `nn.CrossEntropyLoss`: the mean is over the weights, so
+    that gamma 0 and alpha None is exactly cross entropy. Lin et al. 2017, arXiv:1708.02002.
+    """
+
+    def __init__(
+        self, gamma: float = 2.0, alpha: float | None = None, weight: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.alpha = alpha
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)  # (N,)
+        # The base is kept off 0, where the gradient of a power below 1 is infinite.
+        factor = (1 - log_p.exp()).clamp_min(1e-8) ** self.gamma if self.gamma else 1.0
+        loss = -factor * log_p * (1.0 if self.alpha is None else self.alpha)
+        if self.weight is None:
+            return loss.mean()
+        weight = self.weight[target]
+        return (weight * loss).sum() / weight.sum()
+
+
+class LabelSmoothingLoss(nn.Module):
+    """Cross entropy against targets that give `smoothing` of their mass to all classes evenly.
+
+    Szegedy et al. 2016, arXiv:1512.00567. `weight` (C,) weighs classes as in `nn.CrossEntropyLoss`.
+    """
+
+    def __init__(self, smoothing: float = 0.1, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, weight=self.weight, label_smoothing=self.smoothing)
+
+
+class F1Loss(nn.Module):
+    """One minus the macro F1 of soft counts: probabilities stand where hard counts would.
+
+    Means over the classes that occur in the batch's targets; an absent class has no F1 to improve.
+    `weight` (C,) weighs the classes' F1.
+    """
+
+    def __init__(self, epsilon: float = 1e-7, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        probabilities = logits.softmax(dim=1)  # (N, C)
+        truth = F.one_hot(target, logits.shape[1]).to(probabilities.dtype)
+        hits = (truth * probabilities).sum(dim=0)  # (C,), soft true positives
+        f1 = 2 * hits / (truth.sum(dim=0) + probabilities.sum(dim=0) + self.epsilon)
+        weight = truth.sum(dim=0).gt(0).to(probabilities.dtype)
+        if self.weight is not None:
+            weight = weight * self.weight
+        return 1 - (weight * f1).sum() / weight.sum()
+
+
+class WeightedSum(nn.Module):
+    """A weighted sum of losses."""
+
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.weights = tuple(weights)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        terms = [
+            weight * loss(logits, target)
+            for loss, weight in zip(self.losses, self.weights, strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+
+_CRITERIA: dict[str, Callable[..., nn.Module]] = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "focal": FocalLoss,
+    "label_smoothing": LabelSmoothingLoss,
+    "f1": F1Loss,
+}
+
+
+def is_criterion(name: str) -> bool:
+    """Whether a loss has that name."""
+    return name in _CRITERIA
+
+
+def criterion_entrypoint(name: str) -> Callable[..., nn.Module]:
+    """What creates the loss of that name.
+
+    Raises:
+        ConfigError: no such loss; names the nearest.
+    """
+    if not is_criterion(name):
+        raise ConfigError(unknown("criterion", name, CRITERION_NAMES))
+    return _CRITERIA[name]
+
+
+def create_criterion(
+    criterion: str,
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 2.0,
+    focal_alpha: float | None = None,
+    label_smoothing: float = 0.1,
+) -> nn.Module:
+    """A loss by name, or a weighted sum such as `cross_entropy:0.7,f1:0.3`.
+
+    `class_weights`: (C,) float32, given to every term.
+
+    Raises:
+        ConfigError: an unknown name, or a weight that is no positive number.
+    """
+    own = {
+        "focal": {"gamma": focal_gamma, "alpha": focal_alpha},
+        "label_smoothing": {"smoothing": label_smoothing},
+    }
+    terms = parse_criterion(criterion)
+    losses = [
+        criterion_entrypoint(name)(weight=class_weights, **own.get(name, {})) for name in terms
+    ]
+    if list(terms.values()) == [1.0]:
+        return losses[0]
+    return WeightedSum(losses, list(terms.values()))
+
+
+def balanced_weights(counts: Tensor, power: float = 1.0) -> Tensor:
+    """Class weights `(n / (C_present * count)) ** power` (C,) float32, scikit-learn's "balanced" at
+    power 1. A class that does not occur weighs nothing.
+
+    counts: (C,) pictures per class.
+    """
+    counts = counts.to(torch.float64)
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * counts.clamp_min(1)).to(torch.float64)
+    return (weights**power * present).to(torch.float32)

@@ -1,0 +1,206 @@
+"""The networks by name. All parameters train; none is frozen.
+
+Every network takes float32 (N, 3, H, W) and answers logits (N, num_classes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import get_model_params
+from torch import Tensor, nn
+from torchvision.models import vgg
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from maskcls.baseline import BaseModel
+from maskcls.checkpoints import read_checkpoint
+from maskcls.config import MODEL_NAMES
+from maskcls.errors import CheckpointError, ConfigError, WeightsError, unknown
+from maskcls.manifest import Manifest
+
+_CLASSIFIERS = ("fc", "_fc", "classifier.6")
+"""Where the networks keep their last linear layer."""
+
+
+class _EfficientNet(EfficientNet):  # type: ignore[misc]  # the package has no types
+    """efficientnet_pytorch's network, padded for the input size it is told.
+
+    That package fixes the padding of its convolutions when it is built: the same weights built for
+    another size answer otherwise. So the size is a constructor argument, and in the manifest.
+    """
+
+    version: str
+
+    def __init__(self, num_classes: int, image_size: tuple[int, int]) -> None:
+        blocks, parameters = get_model_params(
+            self.version, {"num_classes": num_classes, "image_size": tuple(image_size)}
+        )
+        super().__init__(blocks, parameters)
+
+
+class EfficientNetB3(_EfficientNet):
+    version = "efficientnet-b3"
+
+
+class EfficientNetB4(_EfficientNet):
+    version = "efficientnet-b4"
+
+
+class EfficientNetB5(_EfficientNet):
+    version = "efficientnet-b5"
+
+
+class EfficientNetB3_init(EfficientNetB3):
+    """B3 whose classifier starts anew: Xavier-uniform weights, zero bias, whatever the backbone
+    starts from."""
+
+    def __init__(self, num_classes: int, image_size: tuple[int, int]) -> None:
+        super().__init__(num_classes, image_size)
+        nn.init.xavier_uniform_(self._fc.weight)
+        nn.init.zeros_(self._fc.bias)
+
+
+class ResNet18(ResNet):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
+
+
+class ResNet34(ResNet):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(BasicBlock, [3, 4, 6, 3], num_classes)
+
+
+class ResNext50(ResNet):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(Bottleneck, [3, 4, 6, 3], num_classes, groups=32, width_per_group=4)
+
+
+class ResNext101(ResNet):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(Bottleneck, [3, 4, 23, 3], num_classes, groups=32, width_per_group=8)
+
+
+class Vgg19(vgg.VGG):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(vgg.make_layers(vgg.cfgs["E"]), num_classes)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "base": BaseModel,
+    "efficientnet_b3": EfficientNetB3,
+    "efficientnet_b3_init": EfficientNetB3_init,
+    "efficientnet_b4": EfficientNetB4,
+    "efficientnet_b5": EfficientNetB5,
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnext50": ResNext50,
+    "resnext101": ResNext101,
+    "vgg19": Vgg19,
+}
+
+
+def model_args(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
+    """What the network's constructor needs besides the class count; goes into the manifest.
+
+    Raises:
+        ConfigError: no such network.
+    """
+    if name not in MODELS:
+        raise ConfigError(unknown("model", name, MODEL_NAMES))
+    return {"image_size": list(image_size)} if name.startswith("efficientnet") else {}
+
+
+def create_model(name: str, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+    """A network with random weights. `image_size`: (height, width) in pixels.
+
+    Raises:
+        ConfigError: no such network.
+    """
+    return MODELS[name](num_classes, **model_args(name, image_size))
+
+
+def model_from_manifest(manifest: Manifest) -> nn.Module:
+    """The network that a checkpoint's manifest describes, with random weights."""
+    if manifest.model not in MODELS:
+        raise CheckpointError(unknown("model", manifest.model, MODEL_NAMES))
+    return MODELS[manifest.model](manifest.get_task().num_classes, **dict(manifest.model_args))
+
+
+def load_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Manifest]:
+    """A trained network in evaluation mode, and its manifest, from a checkpoint or a run folder.
+
+    A run folder stands for its best checkpoint. A checkpoint of a run with averaged weights (EMA)
+    gives those. A damaged file gives way to the previous one, with a warning.
+
+    Raises:
+        CheckpointError: none that can be read, or one that does not fit its own manifest.
+    """
+    model, manifest = restore_model(read_checkpoint(path / "best.pt" if path.is_dir() else path))
+    return model.to(device), manifest
+
+
+def restore_model(content: Mapping[str, Any]) -> tuple[nn.Module, Manifest]:
+    """The network in a checkpoint's content, in evaluation mode on the CPU, and its manifest.
+
+    Raises:
+        CheckpointError: weights that do not fit the manifest.
+    """
+    manifest = Manifest.from_json(content["manifest"])
+    model = model_from_manifest(manifest)
+    try:
+        model.load_state_dict(content.get("ema") or content["model"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the weights do not fit {manifest.model}: {error}") from error
+    return model.eval(), manifest
+
+
+def load_weights(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, *, keep_classifier: bool = True
+) -> list[str]:
+    """Copies a state dict into a network, fitting the classifier to the task.
+
+    A classifier of another class count, or any without `keep_classifier`, leaves the network's own
+    random one in place; everything else must fit.
+
+    Returns:
+        The names of the classifier's tensors that were left as they are.
+
+    Raises:
+        WeightsError: tensors missing, left over, or of other shapes; names the first few.
+    """
+    own = model.state_dict()
+    fitted = {
+        key: value
+        for key, value in state.items()
+        if not _is_classifier(key)
+        or (keep_classifier and key in own and value.shape == own[key].shape)
+    }
+    missing = sorted(key for key in own if key not in fitted and not _is_classifier(key))
+    extra = sorted(key for key in fitted if key not in own)
+    shaped = sorted(key for key in fitted if key in own and fitted[key].shape != own[key].shape)
+    for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shaped)):
+        if keys:
+            raise WeightsError(
+                f"{source}: weights of another network than {type(model).__name__}: "
+                f"{len(keys)} tensors {what}, first: {', '.join(keys[:3])}"
+            )
+    model.load_state_dict(fitted, strict=False)
+    return sorted(key for key in own if key not in fitted)
+
+
+def _is_classifier(key: str) -> bool:
+    return key.rpartition(".")[0] in _CLASSIFIERS
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable values."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """The memory layout in which convolutions are fastest; the answers stay the same."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

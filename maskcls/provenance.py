@@ -1,0 +1,83 @@
+"""Where a prediction file comes from: a small JSON file beside it, `output.csv.json`.
+
+Labelling writes it and scoring reads it, so that a score on people the network was trained on is
+noticed. It holds the hash of the prediction file and so cannot pass for the one of another file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from maskcls.files import write_atomic
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One model file that gave the labels."""
+
+    task: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a prediction file was made.
+
+    `seen_in_training` counts the pictures whose person or content was in the training split of one
+    of the models; None when the models do not say who that was.
+    """
+
+    pictures: int
+    errors: int  # pictures that could not be read; their `ans` is empty
+    seen_in_training: int | None
+    models: tuple[ModelFile, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "errors", "seen_in_training"):
+            count = getattr(self, name)
+            if count is None and name == "seen_in_training":
+                continue
+            if type(count) is not int or count < 0:
+                raise ValueError(f"provenance: {name} is {count!r}, not a count")
+
+
+def provenance_path(pred_path: Path) -> Path:
+    """`output.csv` → `output.csv.json`."""
+    return pred_path.with_name(pred_path.name + ".json")
+
+
+def write_provenance(pred_path: Path, provenance: Provenance) -> Path:
+    """Writes the provenance beside a prediction file that is complete; returns its path."""
+    values = asdict(provenance) | {"labels_sha256": _sha256(pred_path)}
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(provenance_path(pred_path), text.encode())
+    return provenance_path(pred_path)
+
+
+def read_provenance(pred_path: Path) -> Provenance | None:
+    """The provenance of a prediction file. None where nothing can be told: there is no such file
+    beside it, it is damaged, or the predictions have changed since.
+    """
+    try:
+        values = json.loads(provenance_path(pred_path).read_text("utf-8"))
+        labels_sha256 = values.pop("labels_sha256")
+        models = tuple(ModelFile(**model) for model in values.pop("models"))
+        provenance = Provenance(**values, models=models)
+        return provenance if labels_sha256 == _sha256(pred_path) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def fingerprint(text: str) -> int:
+    """A person's key, or a picture's content digest → 64 bits (signed), as checkpoints remember
+    whom they were trained on without naming them.
+    """
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,102 @@
+"""Which pictures are labelled, under which names and in which order."""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskcls.errors import DataError
+from maskcls.images import is_image_file
+
+ID_COLUMNS = ("ImageID", "path")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture to label."""
+
+    image_id: str  # as it stands in the output
+    path: Path
+
+
+def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
+    """The pictures that `--images` and `--info` name.
+
+    A folder gives all pictures under it, sorted, by their path relative to it; a competition folder
+    (`images/` and `info.csv` in it) gives the rows of its `info.csv`. A CSV with a column ImageID
+    or path, or a TXT with a path a line, gives its rows, relative to its own folder. With `info`, its
+    rows name pictures under the folder `images`.
+
+    A row whose file is missing is still listed: labelling reports it.
+
+    Raises:
+        DataError: no such file or folder, no pictures in it, a table without the column, an ImageID
+            that stands twice.
+    """
+    if images.is_file():
+        if info is not None:
+            raise DataError(f"{images}: is a list already; --info goes with a folder")
+        return _read_list(images, images.parent)
+    if not images.is_dir():
+        raise DataError(f"no such folder or list of pictures: {images}")
+    if info is None and (images / "info.csv").is_file() and (images / "images").is_dir():
+        images, info = images / "images", images / "info.csv"
+    if info is not None:
+        return _read_list(info, images)
+    sources = [
+        Source(path.relative_to(images).as_posix(), path)
+        for path in _walk(images)
+        if is_image_file(path)
+    ]
+    if not sources:
+        raise DataError(f"{images}: no pictures in it")
+    return sources
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below, sorted; links to folders are not followed, hidden names are passed over."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _read_list(table: Path, folder: Path) -> list[Source]:
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{table}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table}: not UTF-8 text ({error.reason} at {error.start})") from None
+    lines = text.splitlines()
+    if table.suffix.lower() == ".txt":
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        reader = csv.DictReader(lines)
+        column = next((name for name in ID_COLUMNS if name in (reader.fieldnames or ())), None)
+        if column is None:
+            raise DataError(f"{table}: no column {' or '.join(ID_COLUMNS)}")
+        names = [row[column] or "" for row in reader]
+    if not names:
+        raise DataError(f"{table}: no pictures in it")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen or not name:
+            raise DataError(f"{table}: {'an empty name' if not name else f'{name!r} stands twice'}")
+        seen.add(name)
+    return [Source(name, _locate(folder, name)) for name in names]
+
+
+def _locate(folder: Path, name: str) -> Path:
+    """The file of that name; one whose name differs only in Unicode normalisation will do."""
+    path = folder / name
+    if not path.exists() and not name.isascii():
+        for form in ("NFC", "NFD"):
+            other = folder / unicodedata.normalize(form, name)  # type: ignore[arg-type]
+            if other.exists():
+                return other
+    return path

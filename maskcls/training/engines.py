@@ -1,0 +1,140 @@
+"""The training and the evaluation step as Ignite engines. Handlers attach elsewhere."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from torch import Tensor, nn
+
+from maskcls.data.augmentation import BaseAugmentation
+from maskcls.data.loaders import Batch
+from maskcls.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What autocast computes in, on which kind of device."""
+
+    device: str  # cpu or cuda
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass; float32 casts nothing."""
+        return torch.autocast(
+            self.device,
+            self.dtype if self.dtype != torch.float32 else torch.bfloat16,
+            enabled=self.dtype != torch.float32,
+        )
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """`auto`: bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        TrainingError: fp16 on a CPU, which has no use for it.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise TrainingError("--precision fp16 needs CUDA; on a CPU take bf16, fp32 or auto")
+    if name == "auto":
+        name = "bf16" if _has_bf16(device) else "fp32"
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return Precision(device.type, dtypes[name])
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Emulated bfloat16 is slower than float32. Older torch does not tell.
+    tell = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(tell().get("avx512_bf16") or tell().get("amx_bf16"))
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`: CUDA where it works, else the CPU.
+
+    Raises:
+        TrainingError: asked for CUDA and it does not work.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TrainingError(f"--device {name!r}: no such device; auto, cpu, cuda, cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise TrainingError(f"--device {name!r}: only cpu and cuda are supported")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(f"--device {name}: torch {torch.__version__} finds no CUDA device here")
+    return device
+
+
+def create_trainer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    criterion: nn.Module,
+    augmentation: BaseAugmentation,
+    *,
+    device: torch.device,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    accumulate: int,
+    clip_norm: float,
+) -> Engine:
+    """An engine whose iteration is one optimiser step on one batch, in `accumulate` parts.
+
+    Its output: {"loss": float, "images": batch size}.
+
+    Raises (from the step):
+        TrainingError: the loss is NaN or infinite; the weights are still those before the step.
+    """
+
+    def step(engine: Engine, batch: Batch) -> dict[str, float]:
+        model.train()
+        pixels, target, indices = batch
+        epoch = engine.state.epoch
+        images = augmentation(pixels.to(device, non_blocking=True), indices.tolist(), epoch)
+        images = images.contiguous(memory_format=torch.channels_last)
+        target = target.to(device, non_blocking=True)
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for x, y in zip(images.chunk(accumulate), target.chunk(accumulate), strict=True):
+            with precision.autocast():
+                logits = model(x)
+            loss = criterion(logits.float(), y) * (len(y) / len(target))
+            scaler.scale(loss).backward()
+            total += loss.detach()
+        value = float(total)
+        if not value - value == 0:  # NaN or infinite
+            raise TrainingError(
+                f"the loss is {value} at epoch {epoch}, iteration {engine.state.iteration}; "
+                "a lower --lr or --clip-norm 1 may help. The checkpoints from before it are kept"
+            )
+        scaler.unscale_(optimizer)
+        if clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        return {"loss": value, "images": len(target)}
+
+    return Engine(step)
+
+
+def create_evaluator(
+    model: nn.Module, plain: BaseAugmentation, *, device: torch.device, precision: Precision
+) -> Engine:
+    """An engine that answers {"logits": (B, C), "target": (B,), "indices": (B,)} for a batch."""
+
+    @torch.inference_mode()
+    def step(engine: Engine, batch: Batch) -> dict[str, Tensor]:
+        model.eval()
+        pixels, target, indices = batch
+        images = plain(pixels.to(device, non_blocking=True), indices.tolist())
+        with precision.autocast():
+            logits = model(images.contiguous(memory_format=torch.channels_last))
+        return {"logits": logits.float(), "target": target.to(device), "indices": indices}
+
+    return Engine(step)

@@ -1,0 +1,285 @@
+"""The one place where handlers attach to engines: what happens around the steps, in order."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint, EarlyStopping, EMAHandler, ProgressBar
+from ignite.handlers.tensorboard_logger import TensorboardLogger
+from ignite.metrics import Average, RunningAverage
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from maskcls.checkpoints import save_checkpoint
+from maskcls.config import TrainConfig
+from maskcls.data.datasets import Item
+from maskcls.data.loaders import Batch, EpochBatches
+from maskcls.evaluation.pictures import confusion_figure
+from maskcls.files import write_atomic
+from maskcls.labels import Task
+from maskcls.training.figures import grid_image
+from maskcls.training.schedule import Schedule, get_lr
+from maskcls.training.seeding import seed_step
+
+MISTAKES = 16  # shown in TensorBoard's grid
+
+
+@dataclass
+class History:
+    """The rows of `metrics.csv`. They hold no times, so equal trainings leave equal files."""
+
+    path: Path
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows = [dict(row) for row in state["rows"]]
+
+
+@dataclass
+class CheckpointFolder:
+    """Ignite's save handler: our files, with the manifest in them and the previous save kept."""
+
+    folder: Path
+    extra: Callable[[], dict[str, Any]]  # what goes into the file besides the states
+
+    def __call__(
+        self,
+        checkpoint: Mapping[str, Any],
+        filename: str,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        save_checkpoint({**checkpoint, **self.extra()}, self.folder / filename)
+
+    def remove(self, filename: str) -> None:
+        """Nothing: `save_checkpoint` keeps the file until the next one is whole."""
+
+
+@dataclass
+class Mistakes:
+    """The first wrong pictures of an evaluation."""
+
+    indices: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    predictions: list[int] = field(default_factory=list)
+
+    def collect(self, engine: Engine) -> None:
+        output: dict[str, Tensor] = engine.state.output  # type: ignore[assignment]
+        if engine.state.iteration == 1:
+            self.indices, self.labels, self.predictions = [], [], []
+        predicted = output["logits"].argmax(dim=1).cpu()
+        truth = output["target"].cpu()
+        for row in (predicted != truth).nonzero().flatten().tolist():
+            if len(self.indices) < MISTAKES:
+                self.indices.append(int(output["indices"][row]))
+                self.labels.append(int(truth[row]))
+                self.predictions.append(int(predicted[row]))
+
+
+def score(engine: Engine) -> float:
+    """What early stopping and the best checkpoint follow: macro F1 on the validation people.
+
+    A NaN would stay the best for ever; it counts as worse than any score.
+    """
+    value = float(engine.state.metrics["macro_f1"])
+    return -math.inf if math.isnan(value) else value
+
+
+def setup_handlers(
+    trainer: Engine,
+    evaluator: Engine,
+    *,
+    config: TrainConfig,
+    task: Task,
+    model: nn.Module,
+    ema: EMAHandler | None,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    scaler: torch.amp.GradScaler,
+    train_loader: DataLoader[Batch],
+    val_loader: DataLoader[Batch],
+    val_pictures: Subset[Item],
+    folder: Path,
+    extra: Callable[[Mapping[str, float]], dict[str, Any]],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Attaches everything; returns the objects whose states make up `last.pt`, for resuming.
+
+    `extra`: the epoch's metrics → what checkpoints hold besides states (the manifest).
+    """
+    evaluated = model if ema is None else ema.ema_model
+    batches: EpochBatches = train_loader.batch_sampler  # type: ignore[assignment]
+    history = History(folder / "metrics.csv")
+    mistakes = Mistakes()
+    clock = {"epoch": 0.0, "images": 0.0}
+
+    # --- around a step ---
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def set_epoch(engine: Engine) -> None:
+        batches.epoch = engine.state.epoch
+        clock.update(epoch=time.perf_counter(), images=0.0)
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def set_rate_and_seed(engine: Engine) -> None:
+        seed_step(config.seed, engine.state.iteration)
+        schedule.set_rate(engine.state.iteration)
+
+    if ema is not None:
+        ema.attach(trainer, warn_if_exists=False)
+
+        @trainer.on(Events.ITERATION_STARTED)
+        def set_momentum(engine: Engine) -> None:
+            # Early on the average follows closely: it began at random weights.
+            step = engine.state.iteration
+            engine.state.ema_momentum = max(1 - config.ema_decay, 9 / (9 + step))
+
+    Average(output_transform=lambda output: output["loss"]).attach(trainer, "train_loss")
+    RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def count(engine: Engine) -> None:
+        clock["images"] += engine.state.output["images"]  # type: ignore[index,call-overload]
+        seconds = time.perf_counter() - clock["epoch"]
+        engine.state.metrics["lr"] = get_lr(optimizer)
+        engine.state.metrics["img/s"] = clock["images"] / seconds
+        engine.state.metrics["val F1"] = history.rows[-1]["macro_f1"] if history.rows else 0.0
+
+    # tqdm's disable=None: no bar where nobody looks, in a log file for one.
+    ProgressBar(desc=f"{task.name} [{{n_epochs}}]", disable=None).attach(
+        trainer, metric_names=["loss", "val F1", "lr", "img/s"]
+    )
+    ProgressBar(desc="validation", disable=None).attach(evaluator)
+
+    # --- the end of an evaluation: stop early? the best so far? ---
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, mistakes.collect)
+    states: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "trainer": trainer,
+        "history": history,
+        "scaler": scaler,
+    }
+    if ema is not None:
+        states["ema"] = ema.ema_model
+    if config.patience:
+        states["early_stopping"] = EarlyStopping(config.patience, score, trainer)
+        states["early_stopping"].logger.disabled = True  # said below, in the run's own words
+        evaluator.add_event_handler(Events.COMPLETED, states["early_stopping"])
+
+    saver = CheckpointFolder(folder, lambda: extra(_scalars(evaluator.state.metrics)))
+    best = Checkpoint(
+        {"model": evaluated, "trainer": trainer},
+        saver,
+        filename_pattern="best.pt",
+        score_function=score,
+        n_saved=1,  # of the best; `save_checkpoint` keeps one more of each
+    )
+    states["best"] = best
+    evaluator.add_event_handler(Events.COMPLETED, best)
+
+    # --- the end of an epoch, in this order ---
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def evaluate(engine: Engine) -> None:
+        evaluator.run(val_loader)
+        metrics = _scalars(evaluator.state.metrics)
+        schedule.epoch_ended(score(evaluator))
+        seconds = time.perf_counter() - clock["epoch"]
+        history.add(
+            {
+                "epoch": engine.state.epoch,
+                "lr": get_lr(optimizer),
+                "train_loss": float(engine.state.metrics["train_loss"]),
+                **metrics,
+            }
+        )
+        stopped = ", stopping early" if engine.should_terminate else ""
+        say(
+            f"{task.name} epoch {engine.state.epoch}/{config.epochs}: "
+            f"loss {history.rows[-1]['train_loss']:.4f}, "
+            f"validation loss {metrics['val_loss']:.4f}, macro F1 {metrics['macro_f1']:.4f}, accuracy {metrics['accuracy']:.4f}, "
+            f"{clock['images'] / seconds:.0f} img/s, {seconds:.0f} s{stopped}"
+        )
+
+    _attach_tensorboard(
+        trainer, evaluator, task, optimizer, history, mistakes, val_pictures, folder
+    )
+
+    last = Checkpoint(states, saver, filename_pattern="last.pt", n_saved=1)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, last)
+    return states
+
+
+def _attach_tensorboard(
+    trainer: Engine,
+    evaluator: Engine,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    history: History,
+    mistakes: Mistakes,
+    val_pictures: Subset[Item],
+    folder: Path,
+) -> None:
+    logger = TensorboardLogger(log_dir=str(folder))
+    logger.attach_output_handler(
+        trainer,
+        Events.ITERATION_COMPLETED(every=20),
+        tag="step",
+        output_transform=lambda output: {"loss": output["loss"]},
+    )
+    logger.attach_opt_params_handler(
+        trainer, Events.ITERATION_COMPLETED(every=20), optimizer, param_name="lr"
+    )
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def write(engine: Engine) -> None:
+        epoch = engine.state.epoch
+        for name, value in history.rows[-1].items():
+            logger.writer.add_scalar(f"epoch/{name}", value, epoch)
+        matrix = evaluator.state.metrics["confusion"].cpu().numpy().astype(np.int64)
+        logger.writer.add_figure(
+            "confusion", confusion_figure(matrix, task.class_names, f"epoch {epoch}"), epoch
+        )
+        if mistakes.indices:
+            pixels = np.stack([val_pictures.dataset[i][0].numpy() for i in mistakes.indices])
+            grid = grid_image(pixels, mistakes.labels, mistakes.predictions, task.class_names)
+            logger.writer.add_figure("validation mistakes", grid, epoch)
+        logger.writer.flush()
+
+    trainer.add_event_handler(Events.COMPLETED, logger.close)
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, _close_and_raise(logger))
+
+
+def _close_and_raise(logger: TensorboardLogger) -> Callable[[Engine, BaseException], None]:
+    def handle(engine: Engine, error: BaseException) -> None:
+        logger.close()
+        raise error
+
+    return handle
+
+
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

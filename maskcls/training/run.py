@@ -1,0 +1,389 @@
+"""A training from its config to its run folder.
+
+MODEL_DIR/<task>/<name>/  config.yaml  split.csv  last.pt  best.pt  metrics.csv  events…
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.handlers import Checkpoint, EMAHandler
+from torch import Tensor
+
+from maskcls.checkpoints import read_checkpoint
+from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
+from maskcls.data.augmentation import BaseAugmentation, create_augmentation
+from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
+from maskcls.data.fixes import Fix, read_fixes
+from maskcls.data.loaders import training_loader, validation_loader
+from maskcls.data.splits import Split, split_hash
+from maskcls.errors import CheckpointError, ConfigError, DataError
+from maskcls.files import write_atomic
+from maskcls.labels import get_task
+from maskcls.losses import balanced_weights, create_criterion
+from maskcls.manifest import Manifest
+from maskcls.models import channels_last, count_parameters, create_model, model_args
+from maskcls.provenance import fingerprint
+from maskcls.training.engines import (
+    create_evaluator,
+    create_trainer,
+    resolve_device,
+    resolve_precision,
+)
+from maskcls.training.handlers import setup_handlers
+from maskcls.training.metrics import attach_metrics
+from maskcls.training.paths import increment_path
+from maskcls.training.schedule import Schedule, create_optimizer
+from maskcls.training.seeding import seed_everything
+from maskcls.weights import apply_start, find_start
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training leaves."""
+
+    folder: Path
+    epochs: int
+    best_score: float  # macro F1 on the validation people
+    unreadable: int  # pictures that were skipped
+
+
+def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
+    """Trains one network into a new run folder.
+
+    Raises:
+        MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
+            the first epoch.
+    """
+    data = _load_data(config, say)
+    start = find_start(config.weights, config.model, say)
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    # What `auto` came to is part of the run: a resumed one must not choose anew.
+    config = dataclasses.replace(
+        config,
+        precision=names[precision.dtype],
+        weights=config.weights if config.weights != "auto" else ("imagenet" if start else "none"),
+    )
+    session = _Session(config, data, device, say)
+    if start is not None:
+        fresh = apply_start(session.model, start, config.model != "efficientnet_b3_init")
+        note = f"; new classifier ({', '.join(fresh)})" if fresh else ""
+        say(f"weights from {start}{note}")
+    folder = increment_path(Path(config.model_dir) / config.task / config.name)
+    config = dataclasses.replace(config, name=folder.name)
+    write_atomic(folder / "config.yaml", to_yaml(config).encode())
+    write_atomic(folder / "split.csv", data.table.encode())
+    return session.run(config, folder)
+
+
+def resume(
+    folder: Path, changes: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
+) -> RunResult:
+    """Goes on with a run that was interrupted; a finished one is left as it is.
+
+    `changes`: config values of this call. Those of the machine may differ from the run's, and the
+    data may have moved; anything else is refused.
+
+    Raises:
+        CheckpointError: no run, no readable checkpoint, other data, or another config.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder}: not a run folder (no config.yaml in it)")
+    try:
+        config = TrainConfig.from_dict(read_yaml(folder / "config.yaml"))
+        wanted = TrainConfig.from_dict({**config.to_dict(), **(changes or {})})
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.yaml'}: {error}") from None
+    content = read_checkpoint(folder / "last.pt")
+    manifest = Manifest.from_json(content["manifest"])
+    _refuse_differences(folder, wanted, manifest.config)
+
+    if content["trainer"]["epoch"] >= config.epochs or _stopped_early(content, config):
+        say(f"{folder} is finished: {content['trainer']['epoch']} epochs; nothing to do")
+        return _result(content, folder, 0)
+    data = _load_data(wanted, say)
+    if split_hash(data.table) != manifest.split_hash:
+        raise CheckpointError(
+            f"{folder}: was trained on other data than {', '.join(wanted.data_dir)}: "
+            f"{_difference(folder / 'split.csv', data.table)}. "
+            "Give the data of the run, or start a new one without --resume"
+        )
+    session = _Session(wanted, data, resolve_device(wanted.device), say)
+    say(f"resuming {folder} after epoch {content['trainer']['epoch']}")
+    return session.run(wanted, folder, content)
+
+
+@dataclass(frozen=True)
+class _Data:
+    dataset: MaskSplitByProfileDataset
+    train: Any
+    val: Any
+    people: Split
+    table: str
+    fixes: tuple[Fix, ...]
+
+
+class _Session:
+    """Everything that a run needs besides its folder: network, optimiser, data, engines."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: _Data,
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> None:
+        self.task = get_task(config.task)
+        self.data = data
+        self.device = device
+        self.say = say
+        seed_everything(config.seed)
+        size = config.preprocess().size
+        model = create_model(config.model, self.task.num_classes, size)
+        self.model = channels_last(model.to(device))
+        labels = torch.from_numpy(data.dataset.labels)
+        self.counts = torch.bincount(
+            labels[torch.tensor(data.train.indices)], minlength=self.task.num_classes
+        )
+
+    def run(
+        self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
+    ) -> RunResult:
+        data, model, device = self.data, self.model, self.device
+        precision = resolve_precision(config.precision, device)
+        weights = class_weights(config.class_weights, self.counts)
+        criterion = create_criterion(
+            config.criterion,
+            class_weights=weights,
+            focal_gamma=config.focal_gamma,
+            focal_alpha=config.focal_alpha,
+            label_smoothing=config.label_smoothing,
+        ).to(device)
+        train_loader = training_loader(data.train, config.batch_size, config.seed)
+        val_loader = validation_loader(data.val, config.batch_size * 2)
+        optimizer = create_optimizer(model, config)
+        schedule = Schedule(optimizer, config, len(train_loader))
+        scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
+        ema = (
+            EMAHandler(model, 1 - config.ema_decay, handle_buffers="update")
+            if config.ema_decay
+            else None
+        )
+        trainer = create_trainer(
+            model,
+            optimizer,
+            criterion,
+            create_augmentation(config.augmentation, data.dataset.spec, config.seed),
+            device=device,
+            precision=precision,
+            scaler=scaler,
+            accumulate=config.accumulate,
+            clip_norm=config.clip_norm,
+        )
+        evaluator = create_evaluator(
+            model if ema is None else ema.ema_model,
+            BaseAugmentation(data.dataset.spec),
+            device=device,
+            precision=precision,
+        )
+        attach_metrics(evaluator, self.task, criterion)
+        manifest = self._manifest(config)
+        states = setup_handlers(
+            trainer,
+            evaluator,
+            config=config,
+            task=self.task,
+            model=model,
+            ema=ema,
+            optimizer=optimizer,
+            schedule=schedule,
+            scaler=scaler,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            val_pictures=data.val,
+            folder=folder,
+            extra=lambda metrics: {
+                "manifest": dataclasses.replace(manifest, metrics=metrics).to_json(),
+                "seen": _fingerprints(data),
+            },
+            say=self.say,
+        )
+        if content is not None:
+            _restore(states, content, folder)
+        self.say(
+            f"{config.task}: {config.model} ({count_parameters(model) / 1e6:.1f} M parameters), "
+            f"{config.height}x{config.width}, {len(data.train)} pictures of "
+            f"{len(data.people.train)} people, validating on {len(data.val)} of "
+            f"{len(data.people.val)} others; {device.type}, {config.precision} → {folder}"
+        )
+        trainer.run(train_loader, max_epochs=config.epochs)
+        return _result(
+            {name: state.state_dict() for name, state in states.items()},
+            folder,
+            len(data.dataset.unreadable),
+        )
+
+    def _manifest(self, config: TrainConfig) -> Manifest:
+        spec = self.data.dataset.spec
+        return Manifest(
+            task=config.task,
+            class_names=self.task.class_names,
+            preprocess=spec,
+            model=config.model,
+            model_args=model_args(config.model, spec.size),
+            config=config.to_dict(),
+            split_hash=split_hash(self.data.table),
+            fixes=tuple(dataclasses.asdict(fix) for fix in self.data.fixes),
+            git_revision=_git_revision(),
+            versions=_versions(),
+        )
+
+
+def class_weights(option: str, counts: Tensor) -> Tensor | None:
+    """`none`, `balanced`, `sqrt`, or a file with one weight per class and line → (C,) float32.
+
+    Raises:
+        ConfigError: no such file, or not one number of 0 or more per class.
+    """
+    if option == "none":
+        return None
+    if option in ("balanced", "sqrt"):
+        return balanced_weights(counts, power=1.0 if option == "balanced" else 0.5)
+    try:
+        values = [float(line) for line in Path(option).read_text("utf-8").split()]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"class_weights {option!r}: neither none, balanced or sqrt, nor a file"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"class_weights {option}: {error}") from None
+    if (
+        len(values) != len(counts)
+        or not all(0 <= v < float("inf") for v in values)
+        or not any(values)
+    ):
+        raise ConfigError(
+            f"class_weights {option}: needs {len(counts)} numbers of 0 or more, has {values}"
+        )
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _load_data(config: TrainConfig, say: Callable[[str], None]) -> _Data:
+    task = get_task(config.task)
+    fixes = tuple(read_fixes(Path(config.fixes))) if config.fixes else ()
+    dataset = DATASETS.get(config.task, MaskSplitByProfileDataset)(
+        [Path(folder) for folder in config.data_dir],
+        config.preprocess(),
+        task=task,
+        fixes=fixes,
+        cache=config.cache,
+        workers=config.workers,
+        strict=config.strict,
+        say=say,
+    )
+    if dataset.unreadable:
+        shown = "\n  ".join(dataset.unreadable[:5])
+        say(f"warning: {len(dataset.unreadable)} unreadable pictures are skipped:\n  {shown}")
+    pictures, validation, people = dataset.split(
+        val_ratio=config.val_ratio, fold=config.fold, folds=config.folds, seed=config.seed
+    )
+    if len(pictures) < 2:
+        raise DataError("one readable training picture: a training needs at least 2")
+    return _Data(dataset, pictures, validation, people, dataset.split_table(people), fixes)
+
+
+def _fingerprints(data: _Data) -> Tensor:
+    """Who and what was trained on, so that a score on them is noticed: sorted int64."""
+    people = {fingerprint(person) for person in data.people.train}
+    paths = [str(data.dataset.paths[index]) for index in data.train.indices]
+    pictures = {fingerprint(data.dataset.digests[path]) for path in paths}
+    return torch.tensor(sorted(people | pictures), dtype=torch.int64)
+
+
+def _restore(states: Mapping[str, Any], content: Mapping[str, Any], folder: Path) -> None:
+    missing = [name for name in states if name not in content]
+    if missing:
+        raise CheckpointError(
+            f"{folder / 'last.pt'}: holds no state of {', '.join(missing)}; "
+            "it is not the last checkpoint of this run"
+        )
+    try:
+        Checkpoint.load_objects(states, {name: content[name] for name in states})
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'last.pt'}: does not fit its config: {error}") from error
+
+
+def _stopped_early(content: Mapping[str, Any], config: TrainConfig) -> bool:
+    stopping = content.get("early_stopping")
+    return stopping is not None and stopping["counter"] >= config.patience
+
+
+def _result(states: Mapping[str, Any], folder: Path, unreadable: int) -> RunResult:
+    scores = [row["macro_f1"] for row in states["history"]["rows"]]
+    return RunResult(folder, len(scores), max(scores), unreadable)
+
+
+def _refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        CheckpointError: a value that decides what is learnt differs from the run's.
+    """
+    different = [
+        f"{name} {value!r} (the run has {run.get(name)!r})"
+        for name, value in wanted.to_dict().items()
+        if name not in MACHINE_FIELDS | PLACE_FIELDS and value != run.get(name)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{folder}: cannot be resumed with another config: {'; '.join(different)}. "
+            "Leave these options away, or start a new run without --resume"
+        )
+
+
+def _difference(old: Path, new: str) -> str:
+    """In a few words, how a split differs from the one in the run folder."""
+    try:
+        before = set(old.read_text("utf-8").splitlines()[1:])
+    except OSError:
+        return "its split.csv cannot be read"
+    after = set(new.splitlines()[1:])
+    people = [{line.split(",")[0] for line in lines} for lines in (before, after)]
+    return (
+        f"{len(people[0] - people[1])} people are gone, {len(people[1] - people[0])} are new, "
+        f"{len({line.split(',')[0] for line in before ^ after} & people[0] & people[1])} changed"
+    )
+
+
+def _git_revision() -> str:
+    """Of the clone that this file lies in; empty where it is installed from a wheel."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("maskcls", "torch", "torchvision", "pytorch-ignite", "efficientnet_pytorch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a clone that is not installed
+            continue
+    return found

@@ -1,0 +1,148 @@
+"""How commands end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import maskcls
+from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.errors import ConfigError, DataError, MaskclsError
+
+ROOT = Path(maskcls.__file__).parents[1]
+
+
+def ending_with(error: BaseException) -> Callable[[], int]:
+    @guarded
+    def main() -> int:
+        raise error
+
+    return main
+
+
+def test_result_and_arguments_pass_through() -> None:
+    @guarded
+    def main(argv: list[str], *, extra: int = 0) -> int:
+        """Doc."""
+        return len(argv) + extra
+
+    assert main(["a"], extra=2) == 3
+    assert (main.__name__, main.__doc__) == ("main", "Doc.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("no task 'x'"), 2, "error: no task 'x'\n"),
+        (DataError("a.csv: empty"), 1, "error: a.csv: empty\n"),
+        (MaskclsError("one\n  two"), 1, "error: one\n  two\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/last.pt"),
+            1,
+            "error: no space left on device while writing a/last.pt; free some and run again\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "error: no space left on device; free some and run again\n",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "b"),
+            1,
+            "error: b: Permission denied\n",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", Path("c")),
+            1,
+            "error: c: No such file or directory\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "d"),
+            1,
+            "error: d: Read-only file system\n",
+        ),
+    ],
+)
+def test_a_users_error_is_one_line(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ending_with(error)() == code
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bug"),
+        FileNotFoundError("raised by hand, names no file"),
+        OSError(errno.EIO, "Input/output error", "e"),
+        BrokenPipeError(errno.EPIPE, "of a worker, not of stdout"),
+        SystemExit(2),
+    ],
+)
+def test_a_bug_keeps_its_traceback(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        ending_with(error)()
+    assert caught.value is error
+
+
+PRINT = """
+from maskcls.commands._run import guarded
+
+@guarded
+def main():
+    for number in range({lines}):
+        print("line", number)
+    return 0
+
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end differently there")
+@pytest.mark.parametrize("lines", [1, 100_000])  # in the last flush; in the middle of a print
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(lines: int, unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT.format(lines=lines)],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            cwd=ROOT,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT.format(lines=1).replace("line", "\uac00")],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, rb"\uac00 0")
+
+
+def test_defaults_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SM_X", raising=False)
+    assert env_default("SM_X") is None
+    assert env_help("SM_X", "gt.csv") == "default: $SM_X/gt.csv, which is not set"
+    monkeypatch.setenv("SM_X", "")
+    assert env_default("SM_X") is None
+    monkeypatch.setenv("SM_X", "some/where%")
+    assert env_default("SM_X") == Path("some/where%")
+    assert env_help("SM_X") == "default: $SM_X, now some/where%%"
