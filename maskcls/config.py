@@ -7,6 +7,7 @@ a YAML file, the command line. Field names are the YAML keys and, with dashes, t
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -118,7 +119,6 @@ class TrainConfig:
     strict: bool = _option(False, "a picture that cannot be read is an error, not skipped")
 
     def __post_init__(self) -> None:
-        get_task(self.task)
         for field in fields(self):
             value = getattr(self, field.name)
             _check_type(field.name, value, _TYPES[field.name])
@@ -136,7 +136,7 @@ class TrainConfig:
             ConfigError: an impossible size or crop.
         """
         crop = self.crop or DEFAULT_CROP.get(self.augmentation, (1.0, 1.0))
-        return PreprocessSpec(height=self.height, width=self.width, crop=tuple(crop))
+        return PreprocessSpec(height=self.height, width=self.width, crop=(crop[0], crop[1]))
 
     def _check_ranges(self) -> None:
         rules: dict[str, tuple[bool, str]] = {
@@ -157,7 +157,10 @@ class TrainConfig:
             "ema_decay": (0 <= self.ema_decay < 1, "from 0 to below 1"),
             "workers": (1 <= self.workers <= 256, "from 1 to 256"),
             "seed": (0 <= self.seed < 2**31, "from 0 to 2147483647"),
-            "name": (Path(self.name).name == self.name, "a plain folder name"),
+            "name": (
+                Path(self.name).name == self.name and self.name not in ("", ".."),
+                "a plain folder name",
+            ),
         }
         for name, (holds, expected) in rules.items():
             if not holds:
@@ -319,7 +322,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: 2020-13-45
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -345,7 +348,10 @@ def _coerce(value: Any, hint: Any) -> Any:
         except ValueError:
             return value
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # 400 digits
+            return value
     if _is_tuple(kinds):
         if isinstance(value, str):
             return (value,)
@@ -364,7 +370,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
             and len(value) == (2 if float in item else len(value))
         ):
             return
-    elif type(value) in kinds and value == value:  # type(): True is no int; ==: NaN is no number
+    elif type(value) in kinds and not (isinstance(value, float) and not math.isfinite(value)):
+        # type(): True is no int
         return
     shown = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
     raise ConfigError(f"{name} {value!r}: must be {shown.replace('NoneType', 'null')}")

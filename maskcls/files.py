@@ -23,16 +23,17 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         if error.filename in (None, os.fspath(temporary)):
             error.filename, error.filename2 = os.fspath(path), None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:

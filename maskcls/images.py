@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from maskcls.errors import PictureError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "MPO")
-"""What Pillow may try, told by the file's content. MPO: JPEGs of phones that hold two pictures."""
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+"""What Pillow may try, told by the file's content."""
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before their pixels are decoded: 50 MP is a large camera picture,
@@ -61,17 +60,15 @@ def decode(content: bytes, name: str | Path) -> Image.Image:
         PictureError: no known format, damaged, truncated, or larger than `MAX_PIXELS`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's bomb warning: our cap is stricter and raises
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise PictureError(
-                        f"{name}: {width}x{height} pixels are more than the "
-                        f"{MAX_PIXELS // 1_000_000} million that are decoded; make it smaller first"
-                    )
-                image.load()  # all of it: verify() lets truncated files pass
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise PictureError(
+                    f"{name}: {width}x{height} pixels are more than the "
+                    f"{MAX_PIXELS // 1_000_000} million that are decoded; make it smaller first"
+                )
+            image.load()  # all of it: verify() lets truncated files pass
+            return _to_rgb(ImageOps.exif_transpose(image))
     except PictureError:
         raise
     except UnidentifiedImageError:

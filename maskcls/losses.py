@@ -134,7 +134,7 @@ def create_criterion(
     Raises:
         ConfigError: an unknown name, or a weight that is no positive number.
     """
-    own = {
+    own: dict[str, dict[str, float | None]] = {
         "focal": {"gamma": focal_gamma, "alpha": focal_alpha},
         "label_smoothing": {"smoothing": label_smoothing},
     }

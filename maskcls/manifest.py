@@ -70,5 +70,12 @@ class Manifest:
             return cls(**values)
         except CheckpointError:
             raise
-        except (MaskclsError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            MaskclsError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,  # of json, on text that is nested too deep
+        ) as error:
             raise CheckpointError(f"not a manifest of maskcls: {error!r}") from error

@@ -64,27 +64,27 @@ class EfficientNetB3_init(EfficientNetB3):
         nn.init.zeros_(self._fc.bias)
 
 
-class ResNet18(ResNet):
+class ResNet18(ResNet):  # type: ignore[misc]
     def __init__(self, num_classes: int) -> None:
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
 
 
-class ResNet34(ResNet):
+class ResNet34(ResNet):  # type: ignore[misc]
     def __init__(self, num_classes: int) -> None:
         super().__init__(BasicBlock, [3, 4, 6, 3], num_classes)
 
 
-class ResNext50(ResNet):
+class ResNext50(ResNet):  # type: ignore[misc]
     def __init__(self, num_classes: int) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes, groups=32, width_per_group=4)
 
 
-class ResNext101(ResNet):
+class ResNext101(ResNet):  # type: ignore[misc]
     def __init__(self, num_classes: int) -> None:
         super().__init__(Bottleneck, [3, 4, 23, 3], num_classes, groups=32, width_per_group=8)
 
 
-class Vgg19(vgg.VGG):
+class Vgg19(vgg.VGG):  # type: ignore[misc]
     def __init__(self, num_classes: int) -> None:
         super().__init__(vgg.make_layers(vgg.cfgs["E"]), num_classes)
 
@@ -203,4 +203,4 @@ def count_parameters(model: nn.Module) -> int:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """The memory layout in which convolutions are fastest; the answers stay the same."""
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)

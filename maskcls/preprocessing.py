@@ -7,6 +7,8 @@ against.
 
 from __future__ import annotations
 
+import math
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -41,7 +43,8 @@ class PreprocessSpec:
     interpolation: str = "bilinear"  # antialiased
 
     def __post_init__(self) -> None:
-        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (self.height, self.width)):
+        sides = (self.height, self.width)
+        if not all(isinstance(side, int) and MIN_SIDE <= side <= MAX_SIDE for side in sides):
             raise ConfigError(
                 f"input size {self.height}x{self.width} (height x width): "
                 f"each side must be from {MIN_SIDE} to {MAX_SIDE} pixels"
@@ -50,7 +53,12 @@ class PreprocessSpec:
             raise ConfigError(
                 f"crop {self.crop}: two fractions of height and width, above 0 and up to 1"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+        if (
+            len(self.mean) != 3
+            or len(self.std) != 3
+            or not all(math.isfinite(value) for value in (*self.mean, *self.std))
+            or not all(value > 0 for value in self.std)
+        ):
             raise ConfigError(f"mean {self.mean}, std {self.std}: three values each, std above 0")
         if self.interpolation != "bilinear":
             raise ConfigError(f"interpolation {self.interpolation!r}: only 'bilinear' is known")
@@ -94,12 +102,13 @@ class PreprocessSpec:
         Raises:
             ConfigError: a missing or unknown key, or a value that does not fit.
         """
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        expected = [field.name for field in dataclasses.fields(cls)]
+        if sorted(fields) != sorted(expected):
+            raise ConfigError(f"preprocessing has keys {sorted(fields)}, not {sorted(expected)}")
         try:
-            return cls(
-                **{
-                    key: tuple(value) if isinstance(value, list) else value
-                    for key, value in values.items()
-                }
-            )
-        except TypeError as error:
-            raise ConfigError(f"preprocessing {dict(values)!r}: {error}") from None
+            return cls(**fields)
+        except TypeError as error:  # comparing or measuring a value of the wrong type
+            raise ConfigError(f"preprocessing {fields!r}: {error}") from None

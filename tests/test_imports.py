@@ -121,13 +121,14 @@ LAYERS: tuple[frozenset[str], ...] = (
         | {"files", "provenance"}
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
-    frozenset({"training", "onnx", "evaluation", "runtime"}),
+    frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""
 NEVER: Mapping[str, frozenset[str]] = {
     "runtime": frozenset(
-        {"training", "onnx", "models", "baseline", "losses", "checkpoints", "weights"}
+        {"training", "onnx", "evaluation", "models", "baseline", "losses", "checkpoints", "weights"}
+        | {"classifier"}
     ),
 }
 """Besides the layers: unit → units of `maskcls` that it does not import."""

@@ -170,8 +170,9 @@ def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> 
 def _kind(hint: Any) -> type:
     """The type that an option's text is parsed to."""
     members = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
-    kind = members[0] if typing.get_origin(hint) is not tuple else hint
-    return typing.get_origin(kind) or kind
+    kind: Any = members[0] if typing.get_origin(hint) is not tuple else hint
+    found: type = typing.get_origin(kind) or kind
+    return found
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from maskcls.data.profiles import Picture, Profile, nfc
+from maskcls.data.profiles import Profile, nfc
 from maskcls.errors import DataError, unknown
 from maskcls.labels import AgeLabels, GenderLabels, MaskLabels
 
@@ -62,8 +63,8 @@ def read_fixes(path: Path) -> list[Fix]:
         if fix.field not in fields:
             raise DataError(f"{where}: {unknown('field', fix.field, fields)} for {fix.target!r}")
         try:
-            _parse(fix.field, fix.old)
-            _parse(fix.field, fix.new)
+            parse_label(fix.field, fix.old)
+            parse_label(fix.field, fix.new)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         key = (nfc(fix.target), fix.field)
@@ -86,15 +87,15 @@ def apply_fixes(profiles: Iterable[Profile], fixes: Sequence[Fix]) -> list[Profi
         by_target.setdefault(nfc(fix.target), []).append(fix)
     for profile in profiles:
         for fix in by_target.get(profile.person, ()):
-            current = getattr(profile, fix.field)
-            _check_old(fix, current)
-            profile = replace(profile, **{fix.field: _parse(fix.field, fix.new)})
+            _check_old(fix, getattr(profile, fix.field))
+            changed: dict[str, Any] = {fix.field: parse_label(fix.field, fix.new)}
+            profile = replace(profile, **changed)
             used.add(fix)
         pictures = []
         for picture in profile.pictures:
             for fix in by_target.get(f"{profile.person}/{nfc(picture.path.name)}", ()):
                 _check_old(fix, picture.mask)
-                picture = Picture(picture.path, MaskLabels(_parse(fix.field, fix.new)))
+                picture = replace(picture, mask=_parse_mask(fix.new))
                 used.add(fix)
             pictures.append(picture)
         corrected.append(replace(profile, pictures=tuple(pictures)))
@@ -106,24 +107,30 @@ def apply_fixes(profiles: Iterable[Profile], fixes: Sequence[Fix]) -> list[Profi
     return corrected
 
 
-def _parse(field: str, value: str) -> int | str:
-    """A label as it is written → as `Profile` and `Picture` hold it."""
+def parse_label(field: str, value: str) -> int | str:
+    """A label as it is written in the table → as `Profile` and `Picture` hold it.
+
+    Raises:
+        DataError: no such label of that field.
+    """
     if field == "gender":
         return GenderLabels.from_str(value)
     if field == "age":
         AgeLabels.from_number(value)
         return int(value)
-    if field == "mask":
-        try:
-            return MaskLabels[value.upper()]
-        except KeyError:
-            known = [label.name.lower() for label in MaskLabels]
-            raise DataError(unknown("mask label", value, known)) from None
-    return value
+    return _parse_mask(value) if field == "mask" else value
+
+
+def _parse_mask(value: str) -> MaskLabels:
+    try:
+        return MaskLabels[value.upper()]
+    except KeyError:
+        known = [label.name.lower() for label in MaskLabels]
+        raise DataError(unknown("mask label", value, known)) from None
 
 
 def _check_old(fix: Fix, current: int | str) -> None:
-    if _parse(fix.field, fix.old) != current:
+    if parse_label(fix.field, fix.old) != current:
         shown = current.name.lower() if isinstance(current, GenderLabels | MaskLabels) else current
         raise DataError(
             f"fix of {fix.target!r}: {fix.field} is {shown!r} in the data, not {fix.old!r}; "

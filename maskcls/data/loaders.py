@@ -43,14 +43,15 @@ def training_loader(pictures: Subset[Item], batch_size: int, seed: int) -> DataL
     No worker processes: with the pixels in the cache a batch is one gathering from memory.
     """
     sampler = EpochBatches(len(pictures), batch_size, seed)
-    return DataLoader(pictures, batch_sampler=sampler, collate_fn=_as_is)
+    return DataLoader(pictures, batch_sampler=sampler, collate_fn=_as_is)  # type: ignore[arg-type]
 
 
 def validation_loader(pictures: Subset[Item], batch_size: int) -> DataLoader[Batch]:
     """Each picture once, in order."""
-    return DataLoader(pictures, batch_size=batch_size, collate_fn=_as_is)
+    return DataLoader(pictures, batch_size=batch_size, collate_fn=_as_is)  # type: ignore[arg-type]
 
 
 def _as_is(batch: Batch) -> Batch:
-    # __getitems__ gathers a whole batch, so there is nothing left to collate.
+    # __getitems__ gathers a whole batch, so there is nothing left to collate. (torch's types know
+    # only data sets that give a batch as a list of items.)
     return batch

@@ -27,8 +27,8 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
 
     A folder gives all pictures under it, sorted, by their path relative to it; a competition folder
     (`images/` and `info.csv` in it) gives the rows of its `info.csv`. A CSV with a column ImageID
-    or path, or a TXT with a path a line, gives its rows, relative to its own folder. With `info`, its
-    rows name pictures under the folder `images`.
+    or path, or a TXT with a path a line, gives its rows, relative to its own folder. With `info`,
+    its rows name pictures under the folder `images`.
 
     A row whose file is missing is still listed: labelling reports it.
 
@@ -96,7 +96,7 @@ def _locate(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.exists() and not name.isascii():
         for form in ("NFC", "NFD"):
-            other = folder / unicodedata.normalize(form, name)  # type: ignore[arg-type]
+            other = folder / unicodedata.normalize(form, name)
             if other.exists():
                 return other
     return path

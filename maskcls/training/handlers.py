@@ -31,6 +31,7 @@ from maskcls.training.figures import grid_image
 from maskcls.training.schedule import Schedule, get_lr
 from maskcls.training.seeding import seed_step
 
+EMA_MOMENTUM = "ema_momentum"  # where Ignite's handler reads it from the engine's state
 MISTAKES = 16  # shown in TensorBoard's grid
 
 
@@ -146,20 +147,20 @@ def setup_handlers(
         schedule.set_rate(engine.state.iteration)
 
     if ema is not None:
-        ema.attach(trainer, warn_if_exists=False)
+        ema.attach(trainer, name=EMA_MOMENTUM, warn_if_exists=False)
 
         @trainer.on(Events.ITERATION_STARTED)
         def set_momentum(engine: Engine) -> None:
             # Early on the average follows closely: it began at random weights.
             step = engine.state.iteration
-            engine.state.ema_momentum = max(1 - config.ema_decay, 9 / (9 + step))
+            setattr(engine.state, EMA_MOMENTUM, max(1 - config.ema_decay, 9 / (9 + step)))
 
     Average(output_transform=lambda output: output["loss"]).attach(trainer, "train_loss")
     RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def count(engine: Engine) -> None:
-        clock["images"] += engine.state.output["images"]  # type: ignore[index,call-overload]
+        clock["images"] += engine.state.output["images"]  # type: ignore[index]
         seconds = time.perf_counter() - clock["epoch"]
         engine.state.metrics["lr"] = get_lr(optimizer)
         engine.state.metrics["img/s"] = clock["images"] / seconds
@@ -220,7 +221,8 @@ def setup_handlers(
         say(
             f"{task.name} epoch {engine.state.epoch}/{config.epochs}: "
             f"loss {history.rows[-1]['train_loss']:.4f}, "
-            f"validation loss {metrics['val_loss']:.4f}, macro F1 {metrics['macro_f1']:.4f}, accuracy {metrics['accuracy']:.4f}, "
+            f"validation loss {metrics['val_loss']:.4f}, macro F1 {metrics['macro_f1']:.4f}, "
+            f"accuracy {metrics['accuracy']:.4f}, "
             f"{clock['images'] / seconds:.0f} img/s, {seconds:.0f} s{stopped}"
         )
 

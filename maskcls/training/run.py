@@ -107,8 +107,10 @@ def resume(
     manifest = Manifest.from_json(content["manifest"])
     _refuse_differences(folder, wanted, manifest.config)
 
-    if content["trainer"]["epoch"] >= config.epochs or _stopped_early(content, config):
-        say(f"{folder} is finished: {content['trainer']['epoch']} epochs; nothing to do")
+    # Ignite saves the iteration; an epoch's end is the only time last.pt is written.
+    epoch = content["trainer"]["iteration"] // content["trainer"]["epoch_length"]
+    if epoch >= config.epochs or _stopped_early(content, config):
+        say(f"{folder} is finished: {epoch} epochs; nothing to do")
         return _result(content, folder, 0)
     data = _load_data(wanted, say)
     if split_hash(data.table) != manifest.split_hash:
@@ -118,7 +120,7 @@ def resume(
             "Give the data of the run, or start a new one without --resume"
         )
     session = _Session(wanted, data, resolve_device(wanted.device), say)
-    say(f"resuming {folder} after epoch {content['trainer']['epoch']}")
+    say(f"resuming {folder} after epoch {epoch}")
     return session.run(wanted, folder, content)
 
 
@@ -151,19 +153,19 @@ class _Session:
         model = create_model(config.model, self.task.num_classes, size)
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
-        self.counts = torch.bincount(
+        counts = torch.bincount(
             labels[torch.tensor(data.train.indices)], minlength=self.task.num_classes
         )
+        self.class_weights = class_weights(config.class_weights, counts)
 
     def run(
         self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
     ) -> RunResult:
         data, model, device = self.data, self.model, self.device
         precision = resolve_precision(config.precision, device)
-        weights = class_weights(config.class_weights, self.counts)
         criterion = create_criterion(
             config.criterion,
-            class_weights=weights,
+            class_weights=self.class_weights,
             focal_gamma=config.focal_gamma,
             focal_alpha=config.focal_alpha,
             label_smoothing=config.label_smoothing,

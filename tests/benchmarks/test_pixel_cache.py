@@ -1,0 +1,47 @@
+"""The benchmark runs as a process of its own, and its figures hang together. Their size is not
+tested: that is the machine's affair."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pixel_cache.py"
+
+
+def run(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *options], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_smallest_settings(tmp_path: Path) -> None:
+    options = "--people 6 --height 32 --width 32 --batch-size 16 --runs 2 --json figures.json"
+    done = run(*options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["pictures"] == 6 * 7
+    assert figures["input"] == [32, 32]
+    assert set(figures["pairs"]) == {"pixels", "augment"}
+    for pair in figures["pairs"].values():
+        usual, ours = (way["images_per_s_all"] for way in pair["ways"].values())
+        ratios = [b / a for a, b in zip(usual, ours, strict=True)]
+        assert len(ratios) == 2
+        assert pair["ratio"]["median"] == pytest.approx(statistics.median(ratios))
+        assert pair["ratio"]["min"] == pytest.approx(min(ratios))
+        assert pair["ratio"]["max"] == pytest.approx(max(ratios))
+        for way, values in pair["ways"].items():
+            assert f"| {way} | {values['images_per_s']:,.0f} |" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]  # nothing else is left
+
+
+def test_no_runs_is_a_wrong_option(tmp_path: Path) -> None:
+    done = run("--runs", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--runs 0: needs at least 1" in done.stderr

@@ -1,0 +1,60 @@
+"""Fixtures: a small folder in the competition's layout, and the stand-in data where it is there."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskcls.labels import MASK_OF_STEM
+
+SIZE = (96, 128)  # pixels, width × height
+GROUPS = tuple(itertools.product(("male", "female"), (22, 45, 63)))
+
+DataDir = Callable[..., Path]
+
+
+def picture(person: int, number: int = 0) -> Image.Image:
+    """A blurred pattern that belongs to the person, with a little of it changed per picture."""
+    face = np.random.default_rng([1, person]).integers(0, 256, (8, 6, 3))
+    change = np.random.default_rng([2, person, number]).integers(-30, 31, (8, 6, 3))
+    levels = (face + change).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(levels).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> DataDir:
+    """`data_dir(people=6, table=True, name="train")` makes a folder of that many people, spread
+    over the genders and age groups, seven JPEGs each, and returns it."""
+
+    def make(people: int = 6, *, table: bool = True, name: str = "train", first: int = 1) -> Path:
+        root = tmp_path / name
+        rows = []
+        for number in range(first, first + people):
+            gender, age = GROUPS[number % len(GROUPS)]
+            row = (f"{number:06d}", gender, "Asian", str(age))
+            folder = root / "images" / "_".join(row)
+            folder.mkdir(parents=True)
+            for index, stem in enumerate(MASK_OF_STEM):
+                picture(number, index).save(folder / f"{stem}.jpg", quality=90)
+            rows.append((*row, folder.name))
+        if table:
+            with (root / "train.csv").open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([("id", "gender", "race", "age", "path"), *rows])
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def maskface() -> Path:
+    """The stand-in data beside the clone, which is not part of the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "maskface"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/maskface beside the clone; it is not there")
+    return folder

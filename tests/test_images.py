@@ -1,0 +1,177 @@
+"""Decoding: what comes out is upright RGB, or a `PictureError` that names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskcls.errors import PictureError
+from maskcls.images import (
+    MAX_PIXELS,
+    content_digest,
+    decode,
+    is_image_file,
+    read_bytes,
+    read_image,
+)
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (40, 24, 3), dtype=np.uint8)
+EXIF_ORIENTATION = 274
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def decoded(content: bytes) -> np.ndarray:
+    image = decode(content, "a.jpg")
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM"])
+def test_lossless_pictures_come_back(kind: str) -> None:
+    assert np.array_equal(decoded(encoded(Image.fromarray(PIXELS), kind)), PIXELS)
+
+
+def test_the_extension_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "really_a_png.jpg"
+    path.write_bytes(encoded(Image.fromarray(PIXELS), "PNG"))
+    assert np.array_equal(np.asarray(read_image(path)), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+@pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.95])
+def test_truncated(kind: str, part: float) -> None:
+    content = encoded(Image.fromarray(PIXELS), kind)
+    with pytest.raises(PictureError, match=r"^here/a\.jpg: "):
+        decode(content[: int(len(content) * part)], "here/a.jpg")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(orientation: int) -> None:
+    undo = {
+        1: lambda x: x,
+        2: lambda x: x[:, ::-1],
+        3: lambda x: x[::-1, ::-1],
+        4: lambda x: x[::-1],
+        5: lambda x: x.transpose(1, 0, 2),
+        6: lambda x: np.rot90(x, -1),
+        7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda x: np.rot90(x),
+    }
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    content = encoded(Image.fromarray(PIXELS), "PNG", exif=exif)
+    assert np.array_equal(decoded(content), undo[orientation](PIXELS))
+
+
+def test_transparent_parts_become_white() -> None:
+    alpha = np.zeros((*PIXELS.shape[:2], 1), dtype=np.uint8)
+    alpha[:20] = 255
+    pixels = decoded(encoded(Image.fromarray(np.concatenate([PIXELS, alpha], 2)), "PNG"))
+    assert np.array_equal(pixels[:20], PIXELS[:20])
+    assert (pixels[20:] == 255).all()
+
+
+def test_palette() -> None:
+    image = Image.fromarray(PIXELS).quantize(16)
+    assert np.array_equal(decoded(encoded(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+def test_palette_with_a_transparent_colour() -> None:
+    image = Image.fromarray(PIXELS).quantize(16)
+    pixels = decoded(encoded(image, "PNG", transparency=3))
+    assert (pixels[np.asarray(image) == 3] == 255).all()
+
+
+def test_cmyk() -> None:
+    grey = Image.new("RGB", (16, 16), (200, 100, 50))
+    pixels = decoded(encoded(grey.convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 6
+
+
+def test_grey() -> None:
+    pixels = decoded(encoded(Image.fromarray(PIXELS[..., 0]), "PNG"))
+    assert np.array_equal(pixels, np.repeat(PIXELS[..., :1], 3, axis=2))
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    levels = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    assert decoded(encoded(Image.fromarray(levels), "PNG"))[0, :, 0].tolist() == [0, 1, 127, 255]
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that claims side × side pixels and holds hardly any."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    data = zlib.compress(b"\0" * 1000)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 12_000, 30_000])
+def test_bombs_are_refused(side: int) -> None:
+    with pytest.raises(PictureError, match=r"bomb\.png.*pixels"):
+        decode(bomb(side), "bomb.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"hello", b"%PDF-1.4 ...", b"\xff\xd8\xff\xe0"])
+def test_no_picture(content: bytes) -> None:
+    with pytest.raises(PictureError, match=r"a\.jpg"):
+        decode(content, "a.jpg")
+
+
+def test_animated_gif_is_refused() -> None:
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(PictureError, match="not a picture in a known format"):
+        decode(content, "a.gif")
+
+
+def test_missing_empty_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    for name, reason in (
+        ("missing.jpg", "no such file"),
+        ("empty.jpg", "the file is empty"),
+        ("folder.jpg", "not a regular file"),
+    ):
+        with pytest.raises(PictureError, match=f"{name}: {reason}"):
+            read_bytes(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_a_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(PictureError, match="not a regular file"):
+        read_image(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("a.jpg", True), ("b/A.JPEG", True), ("a.png", True), ("a.gif", False), ("jpg", False)],
+)
+def test_is_image_file(name: str, answer: bool) -> None:
+    assert is_image_file(name) is answer
+
+
+def test_content_digest() -> None:
+    assert content_digest(b"a") == content_digest(b"a") != content_digest(b"b")

@@ -1,0 +1,177 @@
+"""Devices, precisions and the two steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from maskcls.data.augmentation import BaseAugmentation
+from maskcls.errors import TrainingError
+from maskcls.models import create_model
+from maskcls.preprocessing import PreprocessSpec
+from maskcls.training.engines import (
+    Precision,
+    create_evaluator,
+    create_trainer,
+    resolve_device,
+    resolve_precision,
+)
+
+CPU = torch.device("cpu")
+FP32 = Precision("cpu", torch.float32)
+SPEC = PreprocessSpec(height=32, width=32)
+
+
+def batches(count: int = 23, size: int = 5, classes: int = 3) -> list[tuple[torch.Tensor, ...]]:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+    target = torch.from_numpy(rng.integers(0, classes, count))
+    index = torch.arange(count)
+    return list(zip(pixels.split(size), target.split(size), index.split(size), strict=True))
+
+
+def trainer_of(model: nn.Module, criterion: nn.Module | None = None, **changes: Any) -> Engine:
+    values: dict[str, Any] = {
+        "precision": FP32,
+        "accumulate": 1,
+        "clip_norm": 0.0,
+        "lr": 0.01,
+    } | changes
+    return create_trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=values.pop("lr")),
+        criterion or nn.CrossEntropyLoss(),
+        BaseAugmentation(SPEC),
+        device=CPU,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        **values,
+    )
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = create_model("base", 3, (32, 32))
+    model.dropout.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gpu0", "no such device"), ("meta", "only cpu and cuda")]
+)
+def test_a_device_that_is_none(name: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message) as caught:
+        resolve_device(name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none() -> None:
+    assert resolve_device("auto") == CPU
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(TrainingError, match=f"{name}: torch .* finds no CUDA"):
+            resolve_device(name)
+
+
+def test_precisions() -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_precision("fp32", CPU) == FP32
+    assert resolve_precision("bf16", CPU).dtype == torch.bfloat16
+    assert resolve_precision("auto", CPU).dtype in (torch.float32, torch.bfloat16)
+    assert resolve_precision("fp16", torch.device("cuda")).dtype == torch.float16
+    with pytest.raises(TrainingError, match="fp16 needs CUDA"):
+        resolve_precision("fp16", CPU)
+
+
+def test_bf16_is_close_to_fp32() -> None:
+    plain, coarse = network(), network()
+    trainer_of(plain).run(batches(), max_epochs=1)
+    trainer_of(coarse, precision=Precision("cpu", torch.bfloat16)).run(batches(), max_epochs=1)
+    for one, other in zip(plain.parameters(), coarse.parameters(), strict=True):
+        assert other.dtype == torch.float32  # only the computation is coarse
+        torch.testing.assert_close(one, other, rtol=0.05, atol=2e-3)
+    assert any(
+        not torch.equal(one, other)
+        for one, other in zip(plain.parameters(), coarse.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_add_up_to_the_batch(parts: int) -> None:
+    whole, split = network(), network()
+    first = trainer_of(whole)
+    second = trainer_of(split, accumulate=parts)
+    first.run(batches(), max_epochs=2)
+    second.run(batches(), max_epochs=2)
+    assert first.state.output["loss"] == pytest.approx(second.state.output["loss"], rel=1e-4)
+    for one, other in zip(whole.parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_clipping_bounds_the_step() -> None:
+    model = network()
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    trainer_of(model, clip_norm=1e-3, lr=1.0).run(batches()[:1], max_epochs=1)
+    moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    assert 0 < float(moved.norm()) <= 1.001e-3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_ends_it_before_the_step(value: float) -> None:
+    class Broken(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return logits.sum() * value
+
+    model = network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(TrainingError, match=r"the loss is .*(nan|inf) at epoch 1, iteration 1; "):
+        trainer_of(model, Broken()).run(batches(), max_epochs=1)
+    for one, other in zip(before, model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_output_of_a_step() -> None:
+    trainer = trainer_of(network())
+    trainer.run(batches()[:1], max_epochs=1)
+    assert set(trainer.state.output) == {"loss", "images"}
+    assert trainer.state.output["images"] == 5
+    assert type(trainer.state.output["loss"]) is float
+
+
+def test_the_evaluator_sees_each_picture_once_and_changes_nothing() -> None:
+    model = create_model("base", 3, (32, 32))
+    before = [parameter.clone() for parameter in model.parameters()]
+    evaluator = create_evaluator(model, BaseAugmentation(SPEC), device=CPU, precision=FP32)
+    seen: list[int] = []
+    logits: list[torch.Tensor] = []
+
+    @evaluator.on(Events.ITERATION_COMPLETED)
+    def collect(engine: Engine) -> None:
+        seen.extend(engine.state.output["indices"].tolist())
+        logits.append(engine.state.output["logits"])
+
+    evaluator.run(batches())
+    evaluator.run(batches())
+    assert seen == [*range(23)] * 2
+    assert not model.training
+    assert torch.equal(torch.cat(logits[:5]), torch.cat(logits[5:]))  # no dropout
+    pixels = torch.cat([batch[0] for batch in batches()]).numpy()
+    model.eval()
+    with torch.inference_mode():
+        plain = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean()) / std()
+        torch.testing.assert_close(torch.cat(logits[:5]), model(plain), rtol=1e-4, atol=1e-5)
+    for one, other in zip(before, model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def mean() -> torch.Tensor:
+    return torch.tensor(SPEC.mean).view(1, 3, 1, 1)
+
+
+def std() -> torch.Tensor:
+    return torch.tensor(SPEC.std).view(1, 3, 1, 1)

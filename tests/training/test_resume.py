@@ -1,0 +1,337 @@
+"""Interrupted and resumed is the same as never interrupted, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import maskcls
+from maskcls.checkpoints import read_checkpoint
+from maskcls.config import resolve, to_yaml
+from maskcls.data.sample import make_sample
+from maskcls.errors import CheckpointError
+from maskcls.training import RunResult, handlers, resume, train
+
+ROOT = Path(maskcls.__file__).parents[1]
+SMALL = {
+    "model": "base",
+    "weights": "none",
+    "height": 32,
+    "width": 32,
+    "crop": None,
+    "epochs": 3,
+    "batch_size": 16,
+    "val_ratio": 0.25,
+    "device": "cpu",
+    "precision": "fp32",
+    "lr": 0.005,
+}
+STEPS = 4  # of an epoch: 9 people, 63 pictures
+
+CASES: dict[str, dict[str, Any]] = {
+    "ema": {"ema_decay": 0.9, "patience": 3},
+    "plateau": {"schedule": "plateau", "plateau_patience": 0, "ema_decay": 0.0, "lr": 0.0},
+    "parts": {"accumulate": 2, "optimizer": "sgd", "criterion": "focal", "clip_norm": 0.0},
+    "early": {"patience": 2, "lr": 0.0, "epochs": 9, "augmentation": "CustomAugmentation"},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("resume") / "sample"
+    return make_sample(root, people=12, eval_people=6, progress=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_figures() -> Any:
+    """Figures take most of so small a training's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
+        patch.setattr(handlers, "grid_image", lambda *a: Figure((1, 1), dpi=8))
+        yield
+
+
+def flags_of(data: Path, model_dir: Path, **flags: Any) -> dict[str, Any]:
+    places = {
+        "data_dir": (str(data / "train"),),
+        "model_dir": str(model_dir),
+        "cache": str(data.parent / "cache"),
+    }
+    return SMALL | places | flags
+
+
+def fit(data: Path, model_dir: Path, **flags: Any) -> RunResult:
+    return train(
+        resolve("age", "scratch", flags=flags_of(data, model_dir, **flags)), lambda _: None
+    )
+
+
+def interrupt(data: Path, model_dir: Path, iteration: int, **flags: Any) -> Path:
+    """A training that somebody ends with Ctrl-C before an iteration; its run folder."""
+    real = handlers.seed_step
+
+    def step(seed: int, number: int) -> None:
+        if number == iteration:
+            raise KeyboardInterrupt
+        real(seed, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "seed_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            fit(data, model_dir, **flags)
+    return model_dir / "age" / "exp"
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a case → the run folder of a training that nobody interrupted."""
+    done: dict[str, Path] = {}
+
+    def make(case: str) -> Path:
+        if case not in done:
+            done[case] = fit(data, tmp_path_factory.mktemp(case), **CASES[case]).folder
+        return done[case]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def interrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose training ended inside the third epoch; tests work on copies."""
+    return interrupt(data, tmp_path_factory.mktemp("part"), 2 * STEPS + 3, **CASES["ema"])
+
+
+@pytest.fixture
+def part(interrupted: Path, tmp_path: Path) -> Path:
+    shutil.copytree(interrupted, tmp_path / "age" / "exp")
+    return tmp_path / "age" / "exp"
+
+
+def assert_equal(one: Any, other: Any, where: str) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, Mapping):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}/{index}")
+    else:
+        assert one == other, where
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        one, other = (read_checkpoint(path / name) for path in (folder, reference))
+        for content in (one, other):
+            content.pop("manifest")  # holds the paths
+        assert_equal(one, other, name)
+    for name in ("metrics.csv", "split.csv"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes()
+
+
+def bytes_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("case", "iteration"),
+    [
+        ("ema", STEPS + 1),
+        ("ema", 2 * STEPS + 3),
+        ("plateau", 2 * STEPS + 2),
+        ("parts", 2 * STEPS + 4),
+        ("early", STEPS + 2),
+    ],
+)
+def test_resumed_is_uninterrupted(
+    data: Path, tmp_path: Path, whole: Callable[[str], Path], case: str, iteration: int
+) -> None:
+    folder = interrupt(data, tmp_path, iteration, **CASES[case])
+    said: list[str] = []
+    result = resume(folder, say=said.append)
+    assert said[0] == f"resuming {folder} after epoch {(iteration - 1) // STEPS}"
+    assert result.folder == folder
+    assert result.epochs == (3 if case != "early" else 3)
+    assert_same_run(folder, whole(case))
+    if case == "plateau":
+        assert read_checkpoint(folder / "last.pt")["schedule"]["plateaus"] == 2
+
+
+def test_a_second_interruption_does_no_harm(
+    data: Path, tmp_path: Path, whole: Callable[[str], Path]
+) -> None:
+    folder = interrupt(data, tmp_path, STEPS + 1, **CASES["ema"])
+    real = handlers.seed_step
+
+    def step(seed: int, number: int) -> None:
+        if number == 2 * STEPS + 2:
+            raise KeyboardInterrupt
+        real(seed, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "seed_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            resume(folder, say=lambda _: None)
+    resume(folder, say=lambda _: None)
+    assert_same_run(folder, whole("ema"))
+
+
+def test_killed_at_any_time(data: Path, tmp_path: Path, whole: Callable[[str], Path]) -> None:
+    config = resolve("age", "scratch", flags=flags_of(data, tmp_path, **CASES["ema"]))
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    program = (
+        "import sys; from pathlib import Path; from maskcls.config import TrainConfig, read_yaml;"
+        "from maskcls.training import train;"
+        "train(TrainConfig.from_dict(read_yaml(Path(sys.argv[1]))))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(file)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = tmp_path / "age" / "exp"
+    try:
+        while not (folder / "last.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(random.random())
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
+        resume(folder, say=lambda _: None)
+    assert_same_run(folder, whole("ema"))
+
+
+@pytest.mark.parametrize("case", ["ema", "early"])
+def test_a_finished_run_is_left_as_it_is(whole: Callable[[str], Path], case: str) -> None:
+    folder = whole(case)
+    before = bytes_of(folder)
+    said: list[str] = []
+    result = resume(folder, say=said.append)
+    assert said == [f"{folder} is finished: 3 epochs; nothing to do"]
+    assert result.epochs == 3
+    assert bytes_of(folder) == before
+
+
+@pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
+def test_a_damaged_checkpoint_gives_way_to_the_previous(
+    part: Path, whole: Callable[[str], Path], damage: Callable[[Path], None]
+) -> None:
+    damage(part / "last.pt")
+    said: list[str] = []
+    with pytest.warns(UserWarning, match=r"last\.pt: .*; taking .*last\.prev\.pt instead"):
+        resume(part, say=said.append)
+    assert said[0].endswith("after epoch 1")
+    assert_same_run(part, whole("ema"))
+
+
+def test_two_damaged_checkpoints_are_both_named(part: Path) -> None:
+    flip(part / "last.pt")
+    halve(part / "last.prev.pt")
+    before = bytes_of(part)
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged.*last\.prev\.pt: damaged"):
+        resume(part)
+    assert bytes_of(part) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 7}, r"seed 7 \(the run has 42\)"),
+        ({"lr": 0.5, "epochs": 9}, r"lr 0.5 \(the run has 0.005\)|epochs 9 \(the run has 3\)"),
+        ({"model": "resnet18"}, r"model 'resnet18' \(the run has 'base'\)"),
+        ({"val_ratio": 0.5}, r"val_ratio 0.5 \(the run has 0.25\)"),
+        ({"crop": [0.5, 0.5]}, "crop"),
+    ],
+)
+def test_another_config_is_refused(part: Path, changes: dict[str, Any], message: str) -> None:
+    before = bytes_of(part)
+    with pytest.raises(CheckpointError, match=f"another config: .*({message})"):
+        resume(part, changes)
+    assert bytes_of(part) == before
+
+
+def test_a_value_that_is_none_is_not_blamed_on_the_run(part: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        resume(part, {"model": "efficentnet_b3"})
+    assert "did you mean 'efficientnet_b3'" in str(caught.value)
+
+
+def test_other_data_are_refused(data: Path, part: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(data / "train", other)
+    rows = (other / "train.csv").read_text().splitlines(keepends=True)
+    gone = rows.pop().rsplit(",", 1)[1].strip()
+    (other / "train.csv").write_text("".join(rows))
+    with pytest.raises(CheckpointError, match="other data than .*1 people are gone, 0 are new"):
+        resume(part, {"data_dir": (str(other),)}, say=lambda _: None)
+    assert gone
+
+    changed = tmp_path / "changed"
+    shutil.copytree(data / "train", changed)
+    first, second = sorted(next(iter((changed / "images").iterdir())).iterdir())[:2]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(CheckpointError, match="0 people are gone, 0 are new, 1 changed"):
+        resume(part, {"data_dir": (str(changed),)}, say=lambda _: None)
+
+
+def test_moved_data_and_another_machine_are_accepted(
+    data: Path, part: Path, tmp_path: Path, whole: Callable[[str], Path]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(data / "train", moved)
+    changes = {"data_dir": (str(moved),), "workers": 1, "cache": str(tmp_path / "cache")}
+    resume(part, changes, say=lambda _: None)
+    assert_same_run(part, whole("ema"))
+
+
+def test_what_is_no_run(part: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(CheckpointError, match="not a run folder"):
+            resume(folder)
+    (part / "config.yaml").write_text("modell: base\n")
+    with pytest.raises(CheckpointError, match="config.yaml: .*did you mean 'model'"):
+        resume(part)
+
+
+def test_a_run_without_a_finished_epoch_says_so(data: Path, tmp_path: Path) -> None:
+    folder = interrupt(data, tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"last\.pt: no such file"):
+        resume(folder)
+
+
+def test_a_checkpoint_of_another_kind(part: Path) -> None:
+    for name in ("last.pt", "last.pt.sha256", "last.prev.pt", "last.prev.pt.sha256"):
+        (part / name).unlink()
+    shutil.copy(part / "best.pt", part / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt: holds no state of .*optimizer"):
+        resume(part, say=lambda _: None)

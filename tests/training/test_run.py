@@ -1,0 +1,335 @@
+"""Trainings from their config to what lies in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from sklearn import metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maskcls.checkpoints import file_digest, read_checkpoint
+from maskcls.config import TrainConfig, read_yaml, resolve
+from maskcls.data.profiles import read_profiles
+from maskcls.data.sample import make_sample
+from maskcls.errors import ConfigError, TrainingError
+from maskcls.images import decode, read_bytes
+from maskcls.labels import TASKS
+from maskcls.manifest import Manifest
+from maskcls.models import load_model
+from maskcls.training import RunResult, handlers, increment_path, run, train
+
+SMALL = {
+    "model": "base",
+    "weights": "none",
+    "height": 32,
+    "width": 32,
+    "crop": None,
+    "epochs": 2,
+    "batch_size": 16,
+    "val_ratio": 0.25,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run") / "sample"
+    return make_sample(root, people=12, eval_people=6, progress=False)
+
+
+@pytest.fixture
+def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of so small a training's time."""
+    monkeypatch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
+    monkeypatch.setattr(handlers, "grid_image", lambda *a: Figure((1, 1), dpi=8))
+
+
+def config_of(data: Path, model_dir: Path, task: str = "mask_gender", **flags: Any) -> TrainConfig:
+    places = {
+        "data_dir": (str(data / "train"),),
+        "model_dir": str(model_dir),
+        "cache": str(data.parent / "cache"),
+    }
+    return resolve(task, "scratch", flags=SMALL | places | flags)
+
+
+def fit(data: Path, model_dir: Path, task: str = "mask_gender", **flags: Any) -> RunResult:
+    said: list[str] = []
+    return train(config_of(data, model_dir, task, **flags), said.append)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / name)["model"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A training that the tests below only look at, with its real figures."""
+    fixes = data.parent / "fixes.csv"
+    person = read_profiles(data / "train")[0]
+    old = person.gender.name.lower()
+    new = "female" if old == "male" else "male"
+    fixes.write_text(f"target,field,old,new,why\n{person.person},gender,{old},{new},test\n")
+    model_dir = tmp_path_factory.mktemp("models")
+    return fit(data, model_dir, epochs=3, patience=3, lr=0.005, fixes=str(fixes))
+
+
+def test_what_a_training_leaves(data: Path, done: RunResult) -> None:
+    folder = done.folder
+    names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+    kept = {
+        f"{name}{end}" for name in ("last", "last.prev", "best") for end in (".pt", ".pt.sha256")
+    }
+    assert kept | {"config.yaml", "split.csv", "metrics.csv"} <= names
+    assert names - kept <= {"config.yaml", "split.csv", "metrics.csv"} | {
+        "best.prev.pt",
+        "best.prev.pt.sha256",
+    }
+    for path in folder.glob("*.pt"):
+        assert file_digest(path) == (folder / f"{path.name}.sha256").read_text().strip()
+    assert (folder.parent.name, folder.name) == ("mask_gender", "exp")
+    config = TrainConfig.from_dict(read_yaml(folder / "config.yaml"))
+    assert (config.epochs, config.name, config.precision) == (3, "exp", "fp32")
+    assert (done.epochs, done.unreadable) == (3, 0)
+
+
+def test_the_split_is_by_person_and_the_checkpoint_knows_it(data: Path, done: RunResult) -> None:
+    rows = rows_of(done.folder / "split.csv")
+    assert len({row["person"] for row in rows}) == len(rows) == 12
+    sides = {
+        side: {row["person"] for row in rows if row["side"] == side} for side in ("train", "val")
+    }
+    assert {side: len(people) for side, people in sides.items()} == {"train": 9, "val": 3}
+    table = (done.folder / "split.csv").read_bytes()
+    for name in ("best.pt", "last.pt"):
+        manifest = Manifest.from_json(read_checkpoint(done.folder / name)["manifest"])
+        assert manifest.split_hash == hashlib.sha256(table).hexdigest()
+        assert manifest.config == read_yaml(done.folder / "config.yaml")
+        [fix] = manifest.fixes
+        assert (fix["field"], fix["why"]) == ("gender", "test")
+        assert rows[0]["gender"] == fix["new"]
+        assert manifest.versions["torch"] == torch.__version__
+
+
+def test_the_best_checkpoint_is_the_best_epoch_of_the_table(data: Path, done: RunResult) -> None:
+    rows = rows_of(done.folder / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    scores = [float(row["macro_f1"]) for row in rows]
+    assert done.best_score == max(scores)
+    best = read_checkpoint(done.folder / "best.pt")
+    epoch = best["trainer"]["iteration"] // best["trainer"]["epoch_length"]
+    assert epoch == 1 + scores.index(max(scores))
+    stored = Manifest.from_json(best["manifest"]).metrics
+    assert stored == pytest.approx({key: float(rows[epoch - 1][key]) for key in stored}, abs=0)
+    assert set(stored) == {"val_loss", "macro_f1", "accuracy", "mask_f1", "gender_f1"}
+
+
+def test_the_table_says_what_scikit_learn_finds_in_the_best_checkpoint(
+    data: Path, done: RunResult
+) -> None:
+    model, manifest = load_model(done.folder)
+    task, spec = manifest.get_task(), manifest.preprocess
+    val = {row["person"]: row for row in rows_of(done.folder / "split.csv") if row["side"] == "val"}
+    truth, predicted = [], []
+    for profile in read_profiles(data / "train"):
+        if profile.person not in val:
+            continue
+        for picture in profile.pictures:
+            gender = ("male", "female").index(val[profile.person]["gender"])
+            truth.append(task.encode(mask=int(picture.mask), gender=gender))
+            pixels = spec.resize(decode(read_bytes(picture.path), picture.path))
+            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
+            mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
+            with torch.inference_mode():
+                predicted.append(int(model((image - mean) / std).argmax()))
+    expected = metrics.f1_score(truth, predicted, average="macro", zero_division=0)
+    assert done.best_score == pytest.approx(expected)
+
+
+def test_tensorboard_reads_scalars_and_pictures(done: RunResult) -> None:
+    events = EventAccumulator(str(done.folder), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"epoch/macro_f1", "epoch/val_loss", "epoch/train_loss", "epoch/lr"} <= set(
+        tags["scalars"]
+    )
+    table = [float(row["macro_f1"]) for row in rows_of(done.folder / "metrics.csv")]
+    scalars = events.Scalars("epoch/macro_f1")
+    assert [scalar.step for scalar in scalars] == [1, 2, 3]
+    assert [scalar.value for scalar in scalars] == pytest.approx(table)
+    assert set(tags["images"]) == {"confusion", "validation mistakes"}
+    assert [image.step for image in events.Images("confusion")] == [1, 2, 3]
+    for tag in tags["images"]:
+        assert events.Images(tag)[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_equal_seeds_give_equal_bits_and_others_do_not(data: Path, tmp_path: Path) -> None:
+    runs = [
+        fit(data, tmp_path, seed=seed, workers=workers, cache=str(tmp_path / cache))
+        for seed, workers, cache in ((1, 1, "a"), (1, 3, "b"), (2, 1, "a"))
+    ]
+    first, second, other = (result.folder for result in runs)
+    assert [folder.name for folder in (first, second, other)] == ["exp", "exp2", "exp3"]
+    for name in ("best.pt", "last.pt"):
+        assert same(weights_of(first, name), weights_of(second, name))
+    assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+    assert (first / "split.csv").read_bytes() == (second / "split.csv").read_bytes()
+    assert not same(weights_of(first), weights_of(other))
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_the_best_weights_are_the_averaged_ones(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rises with the epochs, whatever the network has learnt.
+    monkeypatch.setattr(handlers, "score", lambda engine: -engine.state.metrics["val_loss"])
+    folder = fit(data, tmp_path, ema_decay=0.9, lr=0.001).folder
+    last, best = (read_checkpoint(folder / name) for name in ("last.pt", "best.pt"))
+    assert last["trainer"]["iteration"] == best["trainer"]["iteration"]
+    assert same(best["model"], last["ema"])
+    assert not same(best["model"], last["model"])
+    assert "ema" not in best
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "noise": {"augmentation": "AddGaussianNoise"},
+    "custom": {"augmentation": "CustomAugmentation"},
+    "none": {"augmentation": "BaseAugmentation", "optimizer": "adam", "schedule": "constant"},
+    "plateau": {"schedule": "plateau", "optimizer": "sgd", "clip_norm": 0.5, "lr": 0.01},
+    "focal": {"criterion": "focal:0.5,f1:0.5", "class_weights": "balanced", "focal_alpha": 0.5},
+    "f1": {"criterion": "f1", "class_weights": "sqrt", "accumulate": 2},
+    "sum": {"criterion": "cross_entropy:0.7,label_smoothing:0.3", "patience": 2},
+    "bf16": {"precision": "bf16", "ema_decay": 0.9},
+    "folds": {"fold": 1, "folds": 4},
+}
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_train(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    result = fit(data, tmp_path, **{"epochs": 1, **options})
+    [row] = rows_of(result.folder / "metrics.csv")
+    assert np.isfinite([float(value) for value in row.values()]).all()
+    assert all(torch.isfinite(value).all() for value in weights_of(result.folder).values())
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "mask_gender"])
+def test_every_task_trains(data: Path, tmp_path: Path, task: str) -> None:
+    # Three people cannot hold all 18 classes: validation lacks some, and still has a score.
+    result = fit(data, tmp_path, task, epochs=1)
+    model, manifest = load_model(result.folder)
+    assert manifest.task == task
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, TASKS[task].num_classes)
+    assert 0 <= result.best_score <= 1
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_parts_of_a_batch_train_as_the_batch(data: Path, tmp_path: Path) -> None:
+    # With the base network's dropout off: its random numbers fall otherwise in parts.
+    import maskcls.baseline
+
+    rows = []
+    dropout = torch.nn.Dropout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maskcls.baseline.nn, "Dropout", lambda p: dropout(0.0))
+        for parts in (1, 2):
+            result = fit(data, tmp_path, accumulate=parts, class_weights="none", optimizer="sgd")
+            rows.append(rows_of(result.folder / "metrics.csv")[-1])
+    for key in ("train_loss", "val_loss"):
+        assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-4)
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_weights_from_a_file(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.txt"
+    file.write_text("1\n2\n0.5\n")
+    assert fit(data, tmp_path / "runs", "age", epochs=1, class_weights=str(file)).epochs == 1
+
+
+@pytest.mark.parametrize("text", ["1\n2\n", "1\n2\nx\n", "1\n2\n-1\n", "0 0 0", "1 2 nan", None])
+def test_a_bad_file_of_weights_leaves_nothing(data: Path, tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "weights.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match="class_weights .*weights.txt"):
+        fit(data, tmp_path / "runs", "age", class_weights=str(file))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_a_loss_that_explodes_keeps_the_checkpoints(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Exploding(torch.nn.CrossEntropyLoss):
+        calls = 0
+
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            Exploding.calls += self.calls >= 0 and torch.is_grad_enabled()
+            factor = float("nan") if Exploding.calls > 6 else 1.0
+            return super().forward(logits, target) * factor
+
+    monkeypatch.setattr(run, "create_criterion", lambda *a, **k: Exploding())
+    with pytest.raises(TrainingError, match="loss is nan at epoch 2, iteration 7; a lower --lr"):
+        fit(data, tmp_path, epochs=3)
+    folder = tmp_path / "mask_gender" / "exp"
+    assert len(rows_of(folder / "metrics.csv")) == 1
+    for name in ("best.pt", "last.pt"):
+        assert all(torch.isfinite(value).all() for value in weights_of(folder, name).values())
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_a_huge_rate_is_told(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the loss is (nan|inf)"):
+        fit(data, tmp_path, lr=99.0, optimizer="sgd", clip_norm=0.0, epochs=9, warmup_epochs=0.0)
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_early_stopping_stops_and_says_so(data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = config_of(
+        data, tmp_path, lr=0.0, patience=1, epochs=9, schedule="constant", ema_decay=0.0
+    )
+    result = train(config, said.append)
+    assert result.epochs == 2  # the second was no better than the first
+    assert [line.endswith("stopping early") for line in said if " epoch " in line] == [False, True]
+    best = read_checkpoint(result.folder / "best.pt")
+    assert best["trainer"]["iteration"] == best["trainer"]["epoch_length"]  # of equals the first
+
+
+def test_folders_get_numbers_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "exp"
+    assert [increment_path(path).name for _ in range(3)] == ["exp", "exp2", "exp3"]
+    (tmp_path / "deep" / "exp2").rmdir()
+    assert increment_path(path).name == "exp2"
+    assert increment_path(path, exist_ok=True) == path
+    (tmp_path / "file").touch()
+    assert increment_path(tmp_path / "file").name == "file2"
+    assert increment_path(tmp_path / "v1.0").name == "v1.0"
+    assert increment_path(tmp_path / "v1.0").name == "v1.02"
+
+
+def test_many_threads_get_folders_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: increment_path(tmp_path / "runs" / "exp"), range(64)))
+    assert len(set(found)) == 64
+    assert {path.name for path in found} == {"exp"} | {f"exp{n}" for n in range(2, 65)}
