@@ -7,8 +7,8 @@ against.
 
 from __future__ import annotations
 
-import math
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,5 +110,5 @@ class PreprocessSpec:
             raise ConfigError(f"preprocessing has keys {sorted(fields)}, not {sorted(expected)}")
         try:
             return cls(**fields)
-        except TypeError as error:  # comparing or measuring a value of the wrong type
+        except (TypeError, OverflowError) as error:  # of a wrong type, or beyond any number
             raise ConfigError(f"preprocessing {fields!r}: {error}") from None

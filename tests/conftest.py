@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,10 @@ SIZE = (96, 128)  # pixels, width × height
 GROUPS = tuple(itertools.product(("male", "female"), (22, 45, 63)))
 
 DataDir = Callable[..., Path]
+
+# Two test processes with two threads each on two cores wait for one another most of the time.
+# Before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def picture(person: int, number: int = 0) -> Image.Image:

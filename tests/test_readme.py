@@ -107,10 +107,16 @@ def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 # --- commands and examples -----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def after_commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which every command of the README has run."""
-    folder = tmp_path_factory.mktemp("readme")
+@pytest.mark.slow
+def test_commands_and_examples_run(tmp_path: Path) -> None:
+    """One test, so that parallel test processes do not each run all commands."""
+    run_commands(tmp_path)
+    check_what_commands_leave(tmp_path)
+    check_the_table_of_a_run(tmp_path)
+    run_python_examples(tmp_path)
+
+
+def run_commands(folder: Path) -> None:
     for name in ("cli", "maskcls", "examples"):
         (folder / name).symlink_to(ROOT / name)
     for number, yaml in enumerate(blocks("yaml")):
@@ -121,46 +127,38 @@ def after_commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if program(command) not in NOT_RUN:
             done = run(small(command), folder)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return folder
 
 
-def in_one_worker(function: object) -> object:
-    return pytest.mark.slow(pytest.mark.xdist_group("readme")(function))
-
-
-@in_one_worker
-def test_commands_leave_what_they_say(after_commands: Path) -> None:
+def check_what_commands_leave(folder: Path) -> None:
     for name in ("output.csv", "output.csv.json", "score.json", "confusion.png", "out/output.csv"):
-        assert (after_commands / name).is_file(), name
+        assert (folder / name).is_file(), name
     ran = [command for command in commands() if program(command) not in NOT_RUN]
     assert {script(command) for command in ran} == {"data", "train", "infer", "evaluate"}
 
 
-@in_one_worker
-def test_a_run_leaves_what_the_table_says(after_commands: Path) -> None:
+def check_the_table_of_a_run(folder: Path) -> None:
     files = [code(row[0])[0] for row in table("| file | what it is |")]
     assert "best.pt" in files
     for name in files:
-        assert list((after_commands / "runs/age/exp").glob(name)), name
-    assert (after_commands / "runs/age/exp2").is_dir()  # as the text says of the names
+        assert list((folder / "runs/age/exp").glob(name)), name
+    assert (folder / "runs/age/exp2").is_dir()  # as the text says of the names
 
 
-@in_one_worker
-def test_python_examples_run(after_commands: Path) -> None:
-    demo = after_commands / "runs" / "demo"
+def run_python_examples(folder: Path) -> None:
+    demo = folder / "runs" / "demo"
     demo.mkdir()
     for task in ("mask_gender", "age"):
-        shutil.copytree(after_commands / "runs" / task, demo / task)
-    (demo / "sample").symlink_to(after_commands / "data")
+        shutil.copytree(folder / "runs" / task, demo / task)
+    (demo / "sample").symlink_to(folder / "data")
     # One after the other in one process, each in a namespace of its own: torch loads only once.
     examples = blocks("python")
     files = [f"example{number}.py" for number in range(len(examples))]
     for file, example in zip(files, examples, strict=True):
-        (after_commands / file).write_text(example, encoding="utf-8")
-    (after_commands / "examples.py").write_text(
+        (folder / file).write_text(example, encoding="utf-8")
+    (folder / "examples.py").write_text(
         f"import runpy\nfor file in {files}:\n    runpy.run_path(file)\n", encoding="utf-8"
     )
-    done = run("python -W error examples.py", after_commands)
+    done = run("python -W error examples.py", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     # `print(…)  # …` says what is printed.
     promised = re.findall(r"^print\(.*\)  # (.+)$", "\n".join(examples), flags=re.MULTILINE)

@@ -7,6 +7,7 @@ SM_CHANNEL_TRAIN=data/train SM_MODEL_DIR=runs python cli/train.py --task mask_ge
 from __future__ import annotations
 
 import argparse
+import logging
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,6 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.training import train
+
+    # An error ends the command with a line of its own; Ignite would log it before that.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
 
     for name in tasks:
         config = _choose_preset(name, values, flags)

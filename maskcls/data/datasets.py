@@ -95,7 +95,9 @@ class MaskBaseDataset(Dataset[Item]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Item:
-        return torch.from_numpy(self._pixels[self._rows[index]]), int(self.labels[index]), index
+        # A copy: torch warns of memory that it cannot write, as the cache's is.
+        pixels = torch.from_numpy(self._pixels[self._rows[index]].copy())
+        return pixels, int(self.labels[index]), index
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """A whole batch in one gathering: uint8 (B, H, W, 3), classes (B,), indices (B,)."""

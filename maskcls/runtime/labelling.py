@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _decoded_batches(
             return _Decoded(source, (), False, str(error))
         # The same spec twice, as of two branches trained alike, is resized once.
         resized = {spec: spec.resize(image) for spec in dict.fromkeys(specs)}
-        person = fingerprint(source.path.parent.name)
+        person = fingerprint(unicodedata.normalize("NFC", source.path.parent.name))
         seen = bool(known and (person in known or fingerprint(content_digest(content)) in known))
         return _Decoded(source, tuple(resized[spec] for spec in specs), seen)
 

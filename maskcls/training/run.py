@@ -62,10 +62,10 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
         MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
             the first epoch.
     """
-    data = _load_data(config, say)
-    start = find_start(config.weights, config.model, say)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
+    start = find_start(config.weights, config.model, say)
+    data = _load_data(config, say)
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     # What `auto` came to is part of the run: a resumed one must not choose anew.
     config = dataclasses.replace(
@@ -227,7 +227,12 @@ class _Session:
             f"{len(data.people.train)} people, validating on {len(data.val)} of "
             f"{len(data.people.val)} others; {device.type}, {config.precision} → {folder}"
         )
-        trainer.run(train_loader, max_epochs=config.epochs)
+        try:
+            trainer.run(train_loader, max_epochs=config.epochs)
+        except KeyboardInterrupt:
+            if (folder / "last.pt").is_file():
+                self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
+            raise
         return _result(
             {name: state.state_dict() for name, state in states.items()},
             folder,

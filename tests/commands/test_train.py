@@ -1,0 +1,390 @@
+"""`maskcls-train` on small data: what it trains, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from matplotlib.figure import Figure
+
+import maskcls
+import maskcls.weights
+from maskcls.checkpoints import read_checkpoint
+from maskcls.commands import train as command
+from maskcls.commands.train import main
+from maskcls.config import read_yaml
+from maskcls.data.sample import ensure_sample, make_sample
+from maskcls.models import load_model
+from maskcls.training import handlers
+
+ROOT = Path(maskcls.__file__).parents[1]
+SMALL = {
+    "model": "base",
+    "weights": "none",
+    "height": 32,
+    "width": 32,
+    "crop": [1.0, 1.0],
+    "epochs": 1,
+    "batch_size": 16,
+    "val_ratio": 0.25,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("train") / "sample"
+    return make_sample(root, people=12, eval_people=6, progress=False) / "train"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, no variable set, and figures that take no time."""
+    for name in ("SM_CHANNEL_TRAIN", "SM_MODEL_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
+    monkeypatch.setattr(handlers, "grid_image", lambda *a: Figure((1, 1), dpi=8))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small(place: Path, data: Path) -> list[str]:
+    """The options of a small training."""
+    file = place / "small.yaml"
+    file.write_text(yaml.safe_dump(SMALL | {"cache": str(data.parent / "cache")}))
+    return ["--config", str(file)]
+
+
+def fails(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
+    """The one `error:` line of a command that ends with it."""
+    assert main(argv) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def copy_of(data: Path, place: Path, table: bool = False) -> Path:
+    shutil.copytree(data, place / "data")
+    if not table:
+        (place / "data" / "train.csv").unlink()
+    return place / "data"
+
+
+def test_both_branches_with_sections_and_flags(
+    place: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "both.yaml"
+    values = SMALL | {
+        "task": "all",
+        "epochs": 5,
+        "cache": str(data.parent / "cache"),
+        "age": {"criterion": "focal", "lr": 3e-3},
+        "mask_gender": {"augmentation": "BaseAugmentation"},
+    }
+    file.write_text(yaml.safe_dump(values))
+    argv = ["--config", str(file), "--data-dir", str(data), "--model-dir", "models"]
+    assert main([*argv, "--epochs", "1", "--name", "first"]) == 0
+    out = capsys.readouterr().out
+    assert "next: maskcls-infer --model models --images DIR" in out
+    for task in ("mask_gender", "age"):
+        folder = place / "models" / task / "first"
+        assert f"{task}: best macro F1 0." in out
+        _, manifest = load_model(folder)
+        config = read_yaml(folder / "config.yaml")
+        assert manifest.task == config["task"] == task
+        assert config["epochs"] == 1  # the flag is stronger than the file
+    age, other = (
+        read_yaml(place / f"models/{t}/first/config.yaml") for t in ("age", "mask_gender")
+    )
+    assert (age["criterion"], age["lr"], age["augmentation"]) == ("focal", 3e-3, "BestAugmentation")
+    assert (other["criterion"], other["augmentation"]) == ("label_smoothing", "BaseAugmentation")
+
+
+def test_variables_stand_for_the_folders(
+    place: Path, data: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SM_CHANNEL_TRAIN", str(data / "images"))  # what the original's points to
+    monkeypatch.setenv("SM_MODEL_DIR", str(place / "models"))
+    assert main([*small, "--task", "age"]) == 0
+    by_images = (place / "models/age/exp/split.csv").read_bytes()
+    monkeypatch.setenv("SM_CHANNEL_TRAIN", str(data))
+    assert main([*small, "--task", "age"]) == 0
+    assert (place / "models/age/exp2/split.csv").read_bytes() == by_images
+    # An option is stronger than its variable.
+    monkeypatch.setenv("SM_CHANNEL_TRAIN", str(place / "none"))
+    assert main([*small, "--task", "age", "--data-dir", str(data), "--model-dir", "own"]) == 0
+    assert (place / "own/age/exp/best.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--task", "agee"], "unknown task 'agee'; did you mean 'age'?"),
+        (["--model", "efficentnet_b3"], "did you mean 'efficientnet_b3'?"),
+        (["--criterion", "focall"], "did you mean 'focal'?"),
+        (["--criterion", "focal:x"], "not a positive number"),
+        (["--augmentation", "BestAugmentatio"], "did you mean 'BestAugmentation'?"),
+        (["--optimizer", "adamww"], "did you mean 'adamw'?"),
+        (["--schedule", "cosin"], "did you mean 'cosine'?"),
+        (["--weights", "imagnet"], "did you mean 'imagenet'?"),
+        (["--epochs", "0"], "epochs 0: must be 1 or more"),
+        (["--lr", "nan"], "lr nan"),
+        (["--fold", "1"], "fold and folds go together"),
+        (["--height", "-3"], "-3"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_anything_is_written(
+    place: Path,
+    data: Path,
+    small: list[str],
+    argv: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = ["--data-dir", str(data), "--model-dir", str(place / "models")]
+    assert message in fails([*small, *places, *argv], capsys, code=2)
+    assert not (place / "models").exists()
+
+
+def test_a_config_file_is_checked(
+    place: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "c.yaml"
+    argv = ["--config", str(file), "--data-dir", str(data), "--task", "age"]
+    for text, message in (
+        ("epoch: 3", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("age: {epoch: 3}", "section age: unknown key 'epoch'"),
+        ("mask: {epoch: 3}", "section mask: unknown key 'epoch'"),  # even of another task
+        ("epochs: many", "epochs 'many': must be int"),
+        ("epochs: [", "not YAML"),
+        ("- 1", "holds no keys and values"),
+        ("age: 3", "section age must hold keys and values"),
+        ("task: agee", "unknown task 'agee'"),
+    ):
+        file.write_text(text)
+        own = argv[:-2] if text.startswith("task") else argv
+        assert message in fails(own, capsys, code=2)
+    file.unlink()
+    assert "c.yaml: No such file" in fails(argv, capsys, code=2)
+    assert not (place / "runs").exists()
+
+
+def test_folders_that_cannot_be_trained_on(
+    place: Path, data: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*small, "--model-dir", "models", "--data-dir"]
+    assert "no such data folder: none" in fails([*argv, "none"], capsys)
+    (place / "empty" / "images").mkdir(parents=True)
+    assert "no people in it" in fails([*argv, "empty"], capsys)
+    copy = copy_of(data, place)
+    (copy / "images" / "000001_femal_Asian_45").mkdir()
+    line = fails([*argv, str(copy)], capsys)
+    assert "000001_femal_Asian_45" in line
+    assert "did you mean 'female'?" in line
+    twice = fails([*argv, str(data), "--data-dir", str(data)], capsys)
+    assert "given twice" in twice
+    assert not (place / "models").exists()
+
+
+def test_a_truncated_picture_is_skipped_or_an_error(
+    place: Path, data: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of(data, place)
+    picture = next(iter(sorted((copy / "images").iterdir()))) / "normal.jpg"
+    picture = next(iter(sorted(picture.parent.glob("normal.*"))))
+    os.truncate(picture, picture.stat().st_size // 2)
+    argv = [*small, "--data-dir", str(copy), "--task", "mask"]
+    assert "1 unreadable: " in fails([*argv, "--strict"], capsys)
+    assert not (place / "runs").exists()
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "warning: 1 unreadable pictures are skipped:" in out
+    assert str(picture) in out
+    numbers = re.search(r"(\d+) pictures of 9 people, validating on (\d+) of 3 others", out)
+    assert numbers and int(numbers[1]) + int(numbers[2]) == 12 * 7 - 1
+
+
+@pytest.fixture
+def unreachable(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    import torch
+
+    url = "http://127.0.0.1:9/x-00000000.pth"
+    monkeypatch.setattr(maskcls.weights, "imagenet_url", lambda model: url)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(place / "hub"))
+    return url
+
+
+def test_weights_that_cannot_be_had(
+    data: Path,
+    place: Path,
+    small: list[str],
+    unreachable: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = fails([*small, "--data-dir", str(data), "--weights", "imagenet"], capsys)
+    assert unreachable in line
+    assert str(place / "hub" / "checkpoints") in line
+    assert "--weights none" in line
+    assert not (place / "runs").exists()
+
+
+def test_auto_trains_from_scratch_where_there_is_no_network(
+    data: Path, place: Path, small: list[str], unreachable: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*small, "--data-dir", str(data), "--task", "age", "--weights", "auto"]
+    assert main(argv) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "from scratch" in line]
+    assert len(said) == 1
+    assert said[0].startswith("training from scratch: ImageNet weights of base cannot be")
+    config = read_yaml(place / "runs/age/exp/config.yaml")
+    assert (config["weights"], config["lr"], config["ema_decay"]) == ("none", 2e-3, 0.99)
+
+
+def test_without_data_the_built_in_sample(
+    place: Path,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import maskcls.data.sample
+
+    def tiny(root: Path) -> Path:
+        return ensure_sample(root, people=12, eval_people=6, progress=False)
+
+    monkeypatch.setattr(command, "SAMPLE_DIR", place / "drawn")
+    monkeypatch.setattr(maskcls.data.sample, "ensure_sample", tiny)
+    assert main(small) == 0
+    out = capsys.readouterr().out
+    assert "training on the built-in sample of drawn faces" in out
+    assert str(place / "drawn") in out
+    assert (place / "runs/mask_gender/exp/best.pt").is_file()
+
+
+def test_resume(
+    place: Path,
+    data: Path,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = [*small, "--data-dir", str(data), "--task", "age", "--epochs", "2"]
+    assert main([*argv, "--name", "whole"]) == 0
+    real = handlers.seed_step
+
+    def step(seed: int, number: int) -> None:
+        if number == 6:
+            raise KeyboardInterrupt
+        real(seed, number)
+
+    monkeypatch.setattr(handlers, "seed_step", step)
+    assert main([*argv, "--name", "part"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    monkeypatch.setattr(handlers, "seed_step", real)
+    run = place / "runs/age/part"
+    assert "seed 7 (the run has 42)" in fails(["--resume", str(run), "--seed", "7"], capsys)
+    assert "is a run of task age" in fails(["--resume", str(run), "--task", "mask"], capsys)
+    assert "not a run folder" in fails(["--resume", str(place)], capsys)
+    assert main(["--resume", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert f"resuming {run} after epoch 1" in out
+    assert f"→ {run / 'best.pt'}" in out
+    assert (run / "metrics.csv").read_bytes() == (run.parent / "whole/metrics.csv").read_bytes()
+    assert main(["--resume", str(run)]) == 0
+    assert "is finished: 2 epochs" in capsys.readouterr().out
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    argv = [str(mount), "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if mount is None or os.geteuid() or subprocess.run(argv, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_saved(
+    data: Path,
+    small: list[str],
+    tiny_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = handlers.History.add
+
+    def add(self: Any, row: dict[str, float]) -> None:
+        real(self, row)
+        if row["epoch"] == 2:
+            with (tiny_disk / "filler").open("wb") as file, pytest.raises(OSError):
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+
+    monkeypatch.setattr(handlers.History, "add", add)
+    argv = [*small, "--data-dir", str(data), "--task", "age", "--epochs", "3"]
+    line = fails([*argv, "--model-dir", str(tiny_disk / "models")], capsys)
+    assert line.startswith("error: no space left on device")
+    run = tiny_disk / "models/age/exp"
+    content = read_checkpoint(run / "last.pt")
+    assert content["trainer"]["iteration"] == content["trainer"]["epoch_length"]
+    load_model(run)
+    # With room again it goes on.
+    (tiny_disk / "filler").unlink()
+    monkeypatch.setattr(handlers.History, "add", real)
+    assert main(["--resume", str(run)]) == 0
+
+
+def test_ctrl_c(place: Path, data: Path, small: list[str]) -> None:
+    argv = [*small, "--data-dir", str(data), "--task", "age", "--epochs", "500"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli" / "train.py"), *argv],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = place / "runs/age/exp"
+    try:
+        while not (run / "last.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+    # It could go on: everything but the end is there.
+    epoch = read_checkpoint(run / "last.pt")["trainer"]["iteration"] // 4
+    real = handlers.seed_step
+
+    def step(seed: int, number: int) -> None:
+        if number > (epoch + 1) * 4:
+            raise KeyboardInterrupt
+        real(seed, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "seed_step", step)
+        assert main(["--resume", str(run)]) == 130
+    rows = (run / "metrics.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(1, epoch + 2))

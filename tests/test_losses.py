@@ -1,0 +1,251 @@
+"""The losses against torch, numpy and scikit-learn, and their gradients on extreme logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import f1_score
+from sklearn.utils.class_weight import compute_class_weight
+
+from maskcls.config import CRITERION_NAMES
+from maskcls.errors import ConfigError
+from maskcls.losses import (
+    F1Loss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    WeightedSum,
+    balanced_weights,
+    create_criterion,
+    criterion_entrypoint,
+    is_criterion,
+)
+
+CLASSES = 6
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, targets and class weights, float64."""
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 3, (40, CLASSES)))
+    return (
+        logits,
+        torch.from_numpy(rng.integers(0, CLASSES, 40)),
+        torch.tensor([0.5, 1, 2, 3, 0.1, 1], dtype=torch.float64),
+    )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+# --- focal -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_focal_with_gamma_0_is_cross_entropy(batch: tuple[torch.Tensor, ...], weighted: bool):
+    logits, target, weight = batch
+    chosen = weight if weighted else None
+    expected = F.cross_entropy(logits, target, weight=chosen)
+    torch.testing.assert_close(FocalLoss(gamma=0.0, weight=chosen)(logits, target), expected)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, None), (0.5, 0.25), (5.0, 4.0)])
+def test_focal_equals_the_paper(
+    batch: tuple[torch.Tensor, ...], gamma: float, alpha: float | None, weighted: bool
+) -> None:
+    logits, target, weight = batch
+    log_p = log_softmax(logits.numpy())[np.arange(len(target)), target.numpy()]
+    terms = -(alpha or 1) * (1 - np.exp(log_p)) ** gamma * log_p
+    share = weight.numpy()[target.numpy()] if weighted else np.ones(len(target))
+    loss = FocalLoss(gamma, alpha, weight if weighted else None)(logits, target)
+    assert loss.item() == pytest.approx((terms * share).sum() / share.sum(), rel=1e-9)
+
+
+# --- label smoothing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_equals_its_definition(
+    batch: tuple[torch.Tensor, ...], smoothing: float
+) -> None:
+    logits, target, _ = batch
+    truth = np.eye(CLASSES)[target.numpy()] * (1 - smoothing) + smoothing / CLASSES
+    expected = -(truth * log_softmax(logits.numpy())).sum(axis=1).mean()
+    loss = LabelSmoothingLoss(smoothing)(logits, target)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_label_smoothing_weighs_classes_as_torch_does(batch: tuple[torch.Tensor, ...]) -> None:
+    logits, target, weight = batch
+    plain = LabelSmoothingLoss(0.0, weight)(logits, target)
+    torch.testing.assert_close(plain, F.cross_entropy(logits, target, weight=weight))
+    expected = torch.nn.CrossEntropyLoss(weight, label_smoothing=0.3)(logits, target)
+    assert LabelSmoothingLoss(0.3, weight)(logits, target) == expected
+
+
+# --- F1 ----------------------------------------------------------------------------------------
+
+
+def hard(labels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.eye(CLASSES)[labels] * 200)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_f1_loss_on_hard_answers_is_one_minus_sklearns(pairs: list[tuple[int, int]]) -> None:
+    truth, predicted = np.array(pairs).T
+    expected = f1_score(
+        truth, predicted, labels=np.unique(truth), average="macro", zero_division=0
+    )
+    loss = F1Loss()(hard(predicted), torch.from_numpy(truth)).item()
+    assert loss == pytest.approx(1 - expected, abs=1e-6)
+
+
+def test_f1_loss_of_perfect_answers_is_0_even_with_absent_classes() -> None:
+    labels = np.array([0, 0, 3])
+    assert F1Loss()(hard(labels), torch.from_numpy(labels)).item() == pytest.approx(0, abs=1e-6)
+    wrong = F1Loss()(hard(labels[::-1].copy()), torch.from_numpy(labels)).item()
+    assert wrong > 0.5
+
+
+def test_f1_loss_weighs_classes() -> None:
+    truth, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+    f1 = f1_score(truth, predicted, average=None)  # of classes 0 and 1
+    weight = torch.tensor([3.0, 1, 1, 1, 1, 1], dtype=torch.float64)
+    expected = 1 - (3 * f1[0] + f1[1]) / 4
+    loss = F1Loss(weight=weight)(hard(predicted), torch.from_numpy(truth)).item()
+    assert loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_f1_loss_learns() -> None:
+    torch.manual_seed(0)
+    target = torch.arange(12) % 3
+    logits = torch.zeros(12, 3, requires_grad=True)
+    for _ in range(200):
+        loss = F1Loss()(logits, target)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits = (logits - 5 * gradient).detach().requires_grad_()
+    assert (logits.argmax(dim=1) == target).all()
+
+
+# --- all of them -------------------------------------------------------------------------------
+
+extreme = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 8), st.just(3)),
+    elements=st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1e4, -1e4, 88.0, -104.0]),
+)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("name", [*CRITERION_NAMES, "cross_entropy:0.7,f1:0.3", "focal:2"])
+@given(values=extreme, data=st.data())
+@settings(max_examples=40)
+def test_loss_and_gradient_are_finite(
+    name: str, weighted: bool, values: np.ndarray, data: st.DataObject
+) -> None:
+    target = torch.tensor(
+        data.draw(st.lists(st.integers(0, 2), min_size=len(values), max_size=len(values)))
+    )
+    logits = torch.from_numpy(values).requires_grad_()
+    weights = torch.tensor([0.5, 1.0, 8.0]) if weighted else None
+    gamma = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    loss = create_criterion(name, class_weights=weights, focal_gamma=gamma)(logits, target)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss.isfinite() and loss >= -1e-5
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*CRITERION_NAMES, "cross_entropy:0.7,f1:0.3"])
+def test_class_weights_reach_every_term_and_move_with_it(
+    name: str, batch: tuple[torch.Tensor, ...]
+) -> None:
+    logits, target, weight = batch
+    plain = create_criterion(name)(logits, target)
+    weighted = create_criterion(name, class_weights=weight)
+    assert weighted(logits, target).item() != pytest.approx(plain.item(), rel=1e-3)
+    moved = weighted.to(torch.float32)  # what .to(device) does as well
+    assert all(buffer.dtype == torch.float32 for buffer in moved.buffers())
+    assert list(moved.buffers())
+
+
+def test_weighted_sum_is_the_sum(batch: tuple[torch.Tensor, ...]) -> None:
+    logits, target, weight = batch
+    loss = create_criterion(
+        "cross_entropy:0.7, f1:0.3,focal:2", class_weights=weight, focal_gamma=1.5, focal_alpha=0.5
+    )
+    expected = (
+        0.7 * F.cross_entropy(logits, target, weight=weight)
+        + 0.3 * F1Loss(weight=weight)(logits, target)
+        + 2 * FocalLoss(1.5, 0.5, weight)(logits, target)
+    )
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
+def test_a_single_weighted_term_keeps_its_weight(batch: tuple[torch.Tensor, ...]) -> None:
+    logits, target, _ = batch
+    loss = create_criterion("cross_entropy:0.5")
+    assert isinstance(loss, WeightedSum)
+    torch.testing.assert_close(loss(logits, target), F.cross_entropy(logits, target) / 2)
+    assert type(create_criterion("cross_entropy:1")) is torch.nn.CrossEntropyLoss
+
+
+def test_options_reach_their_loss(batch: tuple[torch.Tensor, ...]) -> None:
+    logits, target, _ = batch
+    smooth = create_criterion("label_smoothing", label_smoothing=0.4)(logits, target)
+    assert smooth == F.cross_entropy(logits, target, label_smoothing=0.4)
+    focal = create_criterion("focal", focal_gamma=3.0, focal_alpha=2.0)(logits, target)
+    assert focal == FocalLoss(3.0, 2.0)(logits, target)
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CRITERION_NAMES)
+def test_every_name_makes_a_loss(name: str) -> None:
+    assert is_criterion(name)
+    loss = criterion_entrypoint(name)()
+    assert loss(torch.zeros(2, 3), torch.tensor([0, 1])).ndim == 0
+
+
+def test_unknown_names() -> None:
+    assert not is_criterion("hinge")
+    with pytest.raises(ConfigError, match="'focl'; did you mean 'focal'"):
+        criterion_entrypoint("focl")
+    with pytest.raises(ConfigError, match="'cross-entropy'; did you mean 'cross_entropy'"):
+        create_criterion("cross-entropy:0.5,f1:0.5")
+
+
+# --- class weights -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=18))
+def test_balanced_weights_are_sklearns(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=labels)
+    weights = balanced_weights(torch.tensor(counts))
+    assert weights.dtype == torch.float32
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        balanced_weights(torch.tensor(counts), power=0.5).numpy(), expected**0.5, rtol=1e-6
+    )
+
+
+def test_an_absent_class_weighs_nothing_and_changes_no_other() -> None:
+    weights = balanced_weights(torch.tensor([30, 0, 10]))
+    assert weights[1] == 0
+    assert torch.equal(weights[[0, 2]], balanced_weights(torch.tensor([30, 10])))
