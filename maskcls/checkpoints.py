@@ -48,7 +48,17 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of `path`, or, where that is damaged or gone, of the previous save.
+    """What `open_checkpoint` reads, without the name of the file.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    return open_checkpoint(path)[0]
+
+
+def open_checkpoint(path: Path) -> tuple[dict[str, Any], Path]:
+    """The content of `path`, or, where that is damaged or gone, of the previous save; and the file
+    that it was read from.
 
     Loads with `weights_only`: a malicious file runs nothing. A fallback is a `UserWarning` that
     says which file was taken and why.
@@ -57,7 +67,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: none of the candidates can be read; names each with its reason.
     """
     reasons = []
-    for candidate in (path, path.with_name(f"{path.name}.new"), previous_path(path)):
+    for candidate in _candidates(path):
         try:
             content = _read(candidate)
         except CheckpointError as error:
@@ -66,8 +76,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             continue
         if reasons:
             warnings.warn(f"{'; '.join(reasons)}; taking {candidate} instead", stacklevel=2)
-        return content
+        return content, candidate
     raise CheckpointError("; ".join(reasons))
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The first file that a checkpoint would be read from; None if there is none."""
+    return next((candidate for candidate in _candidates(path) if candidate.is_file()), None)
 
 
 def previous_path(path: Path) -> Path:
@@ -103,6 +118,12 @@ def load_plain(path: Path) -> Any:
         ) from None
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, … on damaged files
         raise CheckpointError(f"{path}: damaged or no checkpoint ({error})") from None
+
+
+def _candidates(path: Path) -> tuple[Path, Path, Path]:
+    """Where the newest checkpoint may lie, from the most to the least recent: a kill between two
+    renames leaves it without its name."""
+    return path, path.with_name(f"{path.name}.new"), previous_path(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskcls.checkpoints import file_digest, read_checkpoint
+from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
 from maskcls.labels import ATTRIBUTES, BRANCHES, TASKS
 from maskcls.models import channels_last, restore_model
@@ -27,8 +27,9 @@ class TorchClassifier:
 
     def __init__(self, paths: Sequence[Path], device: torch.device) -> None:
         self._device = device
-        contents = [read_checkpoint(path) for path in paths]
-        restored = [restore_model(content) for content in contents]
+        opened = [open_checkpoint(path) for path in paths]
+        contents = [content for content, _ in opened]
+        restored = [restore_model(content, path) for content, path in opened]
         self._networks = [channels_last(model.to(device)) for model, _ in restored]
         self._tasks = [manifest.get_task() for _, manifest in restored]
         answered = [name for task in self._tasks for name in task.attributes]
@@ -42,7 +43,7 @@ class TorchClassifier:
         self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
         self.models = tuple(
             ModelFile(task.name, str(path), file_digest(path))
-            for task, path in zip(self._tasks, paths, strict=True)
+            for task, (_, path) in zip(self._tasks, opened, strict=True)
         )
         self.trained_on: frozenset[int] | None = frozenset(
             value for content in contents for value in content.get("seen", torch.empty(0)).tolist()
@@ -83,7 +84,7 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_file():
             found.append(path)
-        elif (path / BEST).is_file():
+        elif find_checkpoint(path / BEST) is not None:
             found.append(path / BEST)
         elif path.is_dir():
             found += _newest(path)
@@ -99,9 +100,10 @@ def _newest(model_dir: Path) -> list[Path]:
     """
     newest: dict[str, Path] = {}
     for task in TASKS:
-        runs = list(model_dir.glob(f"{task}/*/{BEST}"))
-        if runs:
-            newest[task] = max(runs, key=lambda path: (path.stat().st_mtime_ns, path))
+        runs = {run: find_checkpoint(run / BEST) for run in sorted(model_dir.glob(f"{task}/*/"))}
+        times = {run: file.stat().st_mtime_ns for run, file in runs.items() if file is not None}
+        if times:
+            newest[task] = max(times, key=times.__getitem__) / BEST
     for tasks in (BRANCHES, ("multi",), ("mask", "gender", "age")):
         if all(task in newest for task in tasks):
             return [newest[task] for task in tasks]

@@ -120,14 +120,22 @@ def create_model(name: str, num_classes: int, image_size: tuple[int, int]) -> nn
     Raises:
         ConfigError: no such network.
     """
-    return MODELS[name](num_classes, **model_args(name, image_size))
+    arguments = model_args(name, image_size)  # refuses an unknown name
+    return MODELS[name](num_classes, **arguments)
 
 
 def model_from_manifest(manifest: Manifest) -> nn.Module:
-    """The network that a checkpoint's manifest describes, with random weights."""
-    if manifest.model not in MODELS:
-        raise CheckpointError(unknown("model", manifest.model, MODEL_NAMES))
-    return MODELS[manifest.model](manifest.get_task().num_classes, **dict(manifest.model_args))
+    """The network that a checkpoint's manifest describes, with random weights.
+
+    Raises:
+        CheckpointError: no such network, or arguments that it does not take.
+    """
+    if manifest.model not in MODEL_NAMES:
+        raise CheckpointError(unknown("model", str(manifest.model), MODEL_NAMES))
+    try:
+        return MODELS[manifest.model](manifest.get_task().num_classes, **manifest.model_args)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"manifest: {manifest.model} cannot be built: {error}") from error
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Manifest]:
@@ -139,22 +147,33 @@ def load_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Manifest]:
     Raises:
         CheckpointError: none that can be read, or one that does not fit its own manifest.
     """
-    model, manifest = restore_model(read_checkpoint(path / "best.pt" if path.is_dir() else path))
+    file = path / "best.pt" if path.is_dir() else path
+    model, manifest = restore_model(read_checkpoint(file), file)
     return model.to(device), manifest
 
 
-def restore_model(content: Mapping[str, Any]) -> tuple[nn.Module, Manifest]:
+def restore_model(
+    content: Mapping[str, Any], source: Path | str = "checkpoint"
+) -> tuple[nn.Module, Manifest]:
     """The network in a checkpoint's content, in evaluation mode on the CPU, and its manifest.
 
+    `source`: where the content is from, for messages.
+
     Raises:
-        CheckpointError: weights that do not fit the manifest.
+        CheckpointError: no manifest, or weights that do not fit it.
     """
-    manifest = Manifest.from_json(content["manifest"])
-    model = model_from_manifest(manifest)
+    try:
+        manifest = Manifest.from_json(content["manifest"])
+        model = model_from_manifest(manifest)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     try:
         model.load_state_dict(content.get("ema") or content["model"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the weights do not fit {manifest.model}: {error}") from error
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]  # torch lists every tensor, a line each
+        raise CheckpointError(
+            f"{source}: the weights do not fit {manifest.model}: {reason}"
+        ) from error
     return model.eval(), manifest
 
 

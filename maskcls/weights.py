@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -64,7 +65,7 @@ def fetch_imagenet(model: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none and would wait for ever
         torch.hub.download_url_to_file(url, str(file), digest)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise WeightsError(
             f"ImageNet weights of {model} cannot be downloaded from {url} "
             f"({getattr(error, 'reason', error)}); put the file into {folder} yourself, "
@@ -127,6 +128,8 @@ def apply_start(model: nn.Module, file: Path, keep_classifier: bool) -> list[str
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: holds no weights by name")
     state = content.get("ema") or content.get("model") if "manifest" in content else content
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
         raise WeightsError(f"{file}: holds no weights by name")
     return load_weights(model, state, str(file), keep_classifier=keep_classifier)

@@ -1,4 +1,4 @@
-"""A config is valid or a ConfigError, comes back from YAML as it went, and its sources are ranked."""
+"""A config is valid or a ConfigError, comes back from YAML as it went; its sources are ranked."""
 
 from __future__ import annotations
 

@@ -107,9 +107,7 @@ def hard(labels: np.ndarray) -> torch.Tensor:
 )
 def test_f1_loss_on_hard_answers_is_one_minus_sklearns(pairs: list[tuple[int, int]]) -> None:
     truth, predicted = np.array(pairs).T
-    expected = f1_score(
-        truth, predicted, labels=np.unique(truth), average="macro", zero_division=0
-    )
+    expected = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
     loss = F1Loss()(hard(predicted), torch.from_numpy(truth)).item()
     assert loss == pytest.approx(1 - expected, abs=1e-6)
 

@@ -178,6 +178,8 @@ def test_a_server_that_never_answers(hub: Path, monkeypatch: pytest.MonkeyPatch)
     assert socket.getdefaulttimeout() == before
 
 
+# urllib leaves the socket of such an answer to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "answer",
     [

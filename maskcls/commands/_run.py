@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -39,7 +40,9 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
             # A file name that the terminal's encoding lacks is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            code = main(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                code = main(*args, **kwargs)
             sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
             return code
         except MaskclsError as error:
@@ -74,6 +77,11 @@ def env_help(name: str, file: str = "") -> str:
     state = f"now {value}" if value else "which is not set"
     shown = f"${name}/{file}" if file else f"${name}"
     return f"default: {shown}, {state}".replace("%", "%%")  # argparse formats help with %
+
+
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    # What a user can act on is the text, not the line of code that said it.
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

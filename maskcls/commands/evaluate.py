@@ -27,7 +27,7 @@ Both tables are CSV with the columns ImageID,ans; ans is mask * 6 + gender * 3 +
 Every picture of the ground truth counts: one without a prediction, or with an empty ans, is wrong.
 
 example:
-  maskcls-infer    --model maskcls.onnx --images data/eval --out output.csv
+  maskcls-infer    --model runs --images data/eval --out output.csv
   maskcls-evaluate --gt data/eval/gt.csv --pred output.csv --json score.json
 
 score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,

@@ -140,7 +140,7 @@ def open_classifier(paths: Sequence[Path], provider: str) -> Classifier:
     from maskcls.classifier import TorchClassifier, find_checkpoints
     from maskcls.training.engines import resolve_device
 
-    return TorchClassifier(find_checkpoints(paths), resolve_device(provider))
+    return TorchClassifier(find_checkpoints(paths), resolve_device(provider, "--provider"))
 
 
 def _from_environment(flag: str, variable: str) -> list[Path]:

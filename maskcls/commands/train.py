@@ -27,6 +27,8 @@ from maskcls.labels import BRANCHES, TASKS
 
 ALL = "all"
 SAMPLE_DIR = Path("runs") / "sample"
+ENVIRONMENT = {"data_dir": "SM_CHANNEL_TRAIN", "model_dir": "SM_MODEL_DIR"}
+"""Option → the variable that is its default."""
 
 EPILOG = """\
 Values come from the preset of the task, then --config FILE, then the options given here. There are
@@ -66,13 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", type=Path, metavar="RUN", help="run folder to go on with; keeps its config"
     )
     hints = typing.get_type_hints(TrainConfig)
-    environment = {"data_dir": "SM_CHANNEL_TRAIN", "model_dir": "SM_MODEL_DIR"}
     for field in OPTION_FIELDS:
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f": {', '.join(field.metadata['choices'])}"
-        if field.name in environment:
-            help += f"; {env_help(environment[field.name])}"
+        if field.name in ENVIRONMENT:
+            help += f"; {env_help(ENVIRONMENT[field.name])}"
         elif field.default not in (None, False, ()):
             help += f" (default {field.default}, or the preset's)"
         flag = f"--{field.name.replace('_', '-')}"
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     task, file, run = (args.pop(name) for name in ("task", "config", "resume"))
     flags = {name: value for name, value in args.items() if value is not None}
     values = read_yaml(file) if file else {}
+    # An error ends the command with a line of its own; Ignite would log it before that.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
     if run is not None:
         return _resume(run, task, values, flags)
 
@@ -104,23 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = BRANCHES if task == ALL else (task,)
     for name in tasks:  # all of it is checked before the first hour of training
         resolve(name, "scratch", values, flags)
-    for name, variable in (("data_dir", "SM_CHANNEL_TRAIN"), ("model_dir", "SM_MODEL_DIR")):
-        default = env_default(variable)
-        if default is not None and name not in flags:
-            known = all(name in file_values(values, each) for each in tasks)
-            if not known:
-                flags[name] = (str(default),) if name == "data_dir" else str(default)
-    if not flags.get("data_dir") and not all(file_values(values, t).get("data_dir") for t in tasks):
-        flags["data_dir"] = (str(_sample()),)
+    given = {name: file_values(values, name) | flags for name in tasks}
+    places = _places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.training import train
 
-    # An error ends the command with a line of its own; Ignite would log it before that.
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)
-
     for name in tasks:
-        config = _choose_preset(name, values, flags)
+        missing = {key: value for key, value in places.items() if key not in given[name]}
+        config = _choose_preset(name, values, missing | flags)
         result = train(config)
         print(
             f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
@@ -146,11 +141,20 @@ def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str
     return 0
 
 
-def _sample() -> Path:
-    from maskcls.data.sample import ensure_sample
+def _places(has_data: bool) -> dict[str, Any]:
+    """Where data and runs lie if neither file nor flags say: the environment's folders, and for
+    data the built-in sample."""
+    places: dict[str, Any] = {}
+    if (models := env_default(ENVIRONMENT["model_dir"])) is not None:
+        places["model_dir"] = str(models)
+    if (data := env_default(ENVIRONMENT["data_dir"])) is not None:
+        places["data_dir"] = (str(data),)
+    elif not has_data:
+        from maskcls.data.sample import ensure_sample
 
-    print(f"no --data-dir: training on the built-in sample of drawn faces in {SAMPLE_DIR}")
-    return ensure_sample(SAMPLE_DIR) / "train"
+        print(f"no --data-dir: training on the built-in sample of drawn faces in {SAMPLE_DIR}")
+        places["data_dir"] = (str(ensure_sample(SAMPLE_DIR) / "train"),)
+    return places
 
 
 def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from maskcls.config import AUGMENTATION_NAMES
+from maskcls.config import AUGMENTATION_NAMES, DEFAULT_CROP
 from maskcls.errors import ConfigError, unknown
 from maskcls.preprocessing import PreprocessSpec
 
@@ -26,11 +26,13 @@ from maskcls.preprocessing import PreprocessSpec
 class BaseAugmentation:
     """Resize, to tensor, normalise; no randomness. What validation and labelling use.
 
-    Pixels that already have the spec's size, as all from the cache do, are not resized again.
+    Pixels that already have the spec's size, as all from the cache do, are not cropped and resized
+    again.
     """
 
     def __init__(self, spec: PreprocessSpec | None = None, seed: int = 0) -> None:
-        self.spec = spec or PreprocessSpec()
+        crop = DEFAULT_CROP.get(type(self).__name__, (1.0, 1.0))
+        self.spec = spec or PreprocessSpec(crop=crop)
         self.seed = seed
         self._mean = torch.tensor(self.spec.mean).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(self.spec.std).view(1, 3, 1, 1) * 255
@@ -43,6 +45,8 @@ class BaseAugmentation:
             pixels = torch.from_numpy(self.spec.resize(pixels).copy())[None]
         images = pixels.permute(0, 3, 1, 2)
         if images.shape[2:] != self.spec.size:
+            left, top, right, bottom = self.spec.crop_box(images.shape[2], images.shape[3])
+            images = images[:, :, top:bottom, left:right]
             images = TF.resize(images, list(self.spec.size), antialias=True)
         rngs = [np.random.default_rng((self.seed, epoch, int(index))) for index in indices]
         images = self.augment(images.to(torch.float32), rngs)

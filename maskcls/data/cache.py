@@ -65,10 +65,9 @@ def open_cache(
     name = _key(digests, spec)
     file, notes = folder / f"{name}.npy", folder / f"{name}.json"
     try:
-        if not _complete(file, (len(paths), *spec.size, 3)):
+        if not _complete(file, notes, (len(paths), *spec.size, 3)):
             _decode_all(paths, spec, file, notes, workers, say)
-        errors = {int(index): text for index, text in json.loads(notes.read_text()).items()}
-        return PixelCache(np.load(file, mmap_mode="r"), digests, errors)
+        return PixelCache(np.load(file, mmap_mode="r"), digests, _read_notes(notes))
     except OSError as error:
         raise DataError(
             f"pixel cache {folder}: {error.strerror or error}; name another folder with --cache DIR"
@@ -111,17 +110,23 @@ def _decode_all(
             for _ in _progress(pool.map(fill, range(len(paths))), len(paths), "decoding"):
                 pass
         pixels.flush()
-        write_atomic(notes, json.dumps(errors, ensure_ascii=False).encode())
+        write_atomic(notes, json.dumps(errors).encode())
         os.replace(part, file)  # complete under its name or not there at all
     finally:
         part.unlink(missing_ok=True)
 
 
-def _complete(file: Path, shape: tuple[int, ...]) -> bool:
+def _complete(file: Path, notes: Path, shape: tuple[int, ...]) -> bool:
     try:
-        return bool(np.load(file, mmap_mode="r").shape == shape)
-    except (OSError, ValueError):  # missing, truncated or foreign: it is made anew
+        _read_notes(notes)
+        # Not np.load, which takes other formats too, each with errors of its own.
+        return bool(np.lib.format.open_memmap(file, mode="r").shape == shape)
+    except (OSError, ValueError, AttributeError):  # missing, truncated or foreign: made anew
         return False
+
+
+def _read_notes(notes: Path) -> dict[int, str]:
+    return {int(index): text for index, text in json.loads(notes.read_text("utf-8")).items()}
 
 
 def _digest(path: Path) -> str:

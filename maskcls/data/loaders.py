@@ -19,12 +19,12 @@ class EpochBatches(Sampler[list[int]]):
     """Shuffled batches of an epoch, as even as whole pictures allow.
 
     Sizes differ by one at most: a last batch of one picture would break batch normalisation, and
-    dropping it would leave pictures unseen.
+    dropping it would leave pictures unseen. (So an odd number in batches of 2 has one of 3.)
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self.size = size
-        self.batches = math.ceil(size / batch_size)
+        self.batches = max(1, min(math.ceil(size / batch_size), size // 2))
         self.seed = seed
         self.epoch = 0
 

@@ -79,10 +79,12 @@ def inference(
     beside it lies its provenance.
 
     Raises:
-        DataError: no picture at all could be read.
+        DataError: no picture was given, or none could be read.
         PictureError: with `strict`, a picture that cannot be read.
         MissingExtraError: Parquet without pyarrow.
     """
+    if not sources:
+        raise DataError("no pictures to label")
     rows: list[dict[str, object]] = []
     errors: list[str] = []
     seen = 0
@@ -187,7 +189,10 @@ def _write(out: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object
             arrays = {name: [row.get(name) for row in rows] for name in columns}
             pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)
         else:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
+            # surrogateescape: a file name that is no UTF-8 is written as it lies on the disk.
+            with temporary.open(
+                "w", encoding="utf-8", errors="surrogateescape", newline=""
+            ) as file:
                 writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)

@@ -80,7 +80,10 @@ def _read_list(table: Path, folder: Path) -> list[Source]:
         column = next((name for name in ID_COLUMNS if name in (reader.fieldnames or ())), None)
         if column is None:
             raise DataError(f"{table}: no column {' or '.join(ID_COLUMNS)}")
-        names = [row[column] or "" for row in reader]
+        try:
+            names = [row[column] or "" for row in reader]
+        except csv.Error as error:
+            raise DataError(f"{table}: not a CSV table: {error}") from None
     if not names:
         raise DataError(f"{table}: no pictures in it")
     seen: set[str] = set()

@@ -54,8 +54,8 @@ def _has_bf16(device: torch.device) -> bool:
     return bool(tell().get("avx512_bf16") or tell().get("amx_bf16"))
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`: CUDA where it works, else the CPU.
+def resolve_device(name: str, option: str = "--device") -> torch.device:
+    """`auto`: CUDA where it works, else the CPU. `option`: how messages call the choice.
 
     Raises:
         TrainingError: asked for CUDA and it does not work.
@@ -65,11 +65,11 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise TrainingError(f"--device {name!r}: no such device; auto, cpu, cuda, cuda:1") from None
+        raise TrainingError(f"{option} {name!r}: no such device; auto, cpu, cuda, cuda:1") from None
     if device.type not in ("cpu", "cuda"):
-        raise TrainingError(f"--device {name!r}: only cpu and cuda are supported")
+        raise TrainingError(f"{option} {name!r}: only cpu and cuda are supported")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise TrainingError(f"--device {name}: torch {torch.__version__} finds no CUDA device here")
+        raise TrainingError(f"{option} {name}: torch {torch.__version__} finds no CUDA device here")
     return device
 
 

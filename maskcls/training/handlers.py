@@ -277,8 +277,10 @@ def _attach_tensorboard(
 
 def _close_and_raise(logger: TensorboardLogger) -> Callable[[Engine, BaseException], None]:
     def handle(engine: Engine, error: BaseException) -> None:
-        logger.close()
-        raise error
+        try:
+            logger.close()
+        finally:  # the first error is the one to hear of: a full disk fails both
+            raise error
 
     return handle
 

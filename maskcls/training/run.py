@@ -17,7 +17,7 @@ import torch
 from ignite.handlers import Checkpoint, EMAHandler
 from torch import Tensor
 
-from maskcls.checkpoints import read_checkpoint
+from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
@@ -100,9 +100,19 @@ def resume(
         raise CheckpointError(f"{folder}: not a run folder (no config.yaml in it)")
     try:
         config = TrainConfig.from_dict(read_yaml(folder / "config.yaml"))
-        wanted = TrainConfig.from_dict({**config.to_dict(), **(changes or {})})
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.yaml'}: {error}") from None
+    chosen = {  # what `auto` came to was settled when the run began
+        name: value
+        for name, value in (changes or {}).items()
+        if value != "auto" or name in MACHINE_FIELDS
+    }
+    wanted = TrainConfig.from_dict({**config.to_dict(), **chosen})
+    if find_checkpoint(folder / "last.pt") is None:
+        raise CheckpointError(
+            f"{folder}: ended before its first epoch did, so there is nothing to go on from; "
+            "start a new run without --resume"
+        )
     content = read_checkpoint(folder / "last.pt")
     manifest = Manifest.from_json(content["manifest"])
     _refuse_differences(folder, wanted, manifest.config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -356,7 +357,7 @@ SIZES = {"mask": 3, "gender": 2, "age": 3}
 
 
 def test_a_damaged_model_gives_way_to_the_previous_and_is_told(
-    data: Path, models: Path, place: Path
+    data: Path, models: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = place / "models"
     shutil.copytree(models, copy)
@@ -365,6 +366,11 @@ def test_a_damaged_model_gives_way_to_the_previous_and_is_told(
         shutil.copy(run / f"best.pt{end}", run / f"best.prev.pt{end}")
     os.truncate(run / "best.pt", 1000)
     argv = ["--model", str(copy), "--images", str(data / "eval"), "--out", "o.csv"]
-    with pytest.warns(UserWarning, match=r"best\.pt: damaged .*; taking .*best\.prev\.pt instead"):
-        assert main(argv) == 0
+    assert main(argv) == 0
+    told = capsys.readouterr().err
+    assert re.search(
+        r"^warning: .*best\.pt: damaged .*; taking .*best\.prev\.pt instead$", told, re.M
+    )
+    used = json.loads((place / "o.csv.json").read_text())["models"]
+    assert [Path(model["path"]).name for model in used] == ["best.pt", "best.prev.pt"]
     assert len(table_of(place / "o.csv")) == 42

@@ -1,0 +1,357 @@
+"""Labelling keeps names and order, survives bad pictures, and writes all or nothing.
+
+The classifier is a stand-in for a network: it answers from the pixels alone, so that what reaches
+it, in which order and in which batch, shows in the labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskcls.errors import DataError, MissingExtraError, PictureError
+from maskcls.images import read_image
+from maskcls.labels import ATTRIBUTES, MULTI
+from maskcls.preprocessing import PreprocessSpec
+from maskcls.provenance import ModelFile, fingerprint, provenance_path, read_provenance
+from maskcls.runtime import Classifier, Source, inference, list_pictures
+
+SPECS = (PreprocessSpec(32, 40), PreprocessSpec(48, 32, (0.5, 0.5)))
+COUNT = 23
+
+
+class PixelClassifier:
+    """Probabilities as a fixed function of the mean colours; two networks with their own specs."""
+
+    models = (ModelFile("mask_gender", "a.pt", "0" * 64), ModelFile("age", "b.pt", "1" * 64))
+
+    def __init__(
+        self,
+        trained_on: frozenset[int] | None = None,
+        specs: tuple[PreprocessSpec, ...] = SPECS,
+    ) -> None:
+        self.trained_on = trained_on
+        self.specs = specs
+        self.batches: list[int] = []
+
+    def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        assert [part.shape[1:] for part in pixels] == [(*spec.size, 3) for spec in self.specs]
+        assert {part.dtype for part in pixels} == {np.dtype(np.uint8)}
+        assert len({len(part) for part in pixels}) == 1
+        self.batches.append(len(pixels[0]))
+        first, second = (part.reshape(len(part), -1, 3).mean(axis=1) for part in pixels)
+        return {
+            "mask": self._softmax(first),
+            "gender": self._softmax(first[:, :2] * 2),
+            "age": self._softmax(second[:, ::-1]),
+        }
+
+    @staticmethod
+    def _softmax(values: np.ndarray) -> np.ndarray:
+        powers = np.exp((values - values.max(axis=1, keepdims=True)) / 40)
+        return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A competition folder of small pictures whose centre and border differ in colour."""
+    rng = np.random.default_rng(1)
+    images = tmp_path / "eval" / "images"
+    images.mkdir(parents=True)
+    names = []
+    for index in range(COUNT):
+        pixels = np.empty((40 + index, 50, 3), dtype=np.uint8)
+        pixels[:] = rng.integers(0, 256, 3)
+        pixels[12:28, 15:35] = rng.integers(0, 256, 3)
+        name = f"{rng.integers(1 << 30):x}.png"
+        Image.fromarray(pixels).save(images / name)
+        names.append(name)
+    rows = "".join(f"{name},0\n" for name in names)
+    (tmp_path / "eval" / "info.csv").write_text("ImageID,ans\n" + rows)
+    return tmp_path / "eval"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "answers" / "output.csv"
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with out.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expected(source: Source) -> int:
+    """The label of one picture, by itself and by hand."""
+    image = read_image(source.path)
+    answer = PixelClassifier().predict([spec.resize(image)[None] for spec in SPECS])
+    return int(
+        sum(answer[name][0].argmax() * weight for name, weight in zip(ATTRIBUTES, (6, 3, 1)))  # noqa: B905
+    )
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_is_a_classifier_and_tells_pictures_apart(folder: Path) -> None:
+    classifier: Classifier = PixelClassifier()
+    assert classifier.trained_on is None
+    assert len({expected(source) for source in list_pictures(folder)}) > 6
+
+
+def test_order_names_and_labels(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    result = inference(PixelClassifier(), sources, out, batch_size=5)
+    assert (result.out, result.pictures, result.errors) == (out, COUNT, ())
+    asked = [line.split(",")[0] for line in (folder / "info.csv").read_text().split()[1:]]
+    assert [row["ImageID"] for row in rows_of(out)] == asked
+    assert [int(row["ans"]) for row in rows_of(out)] == [expected(source) for source in sources]
+    text = out.read_bytes()
+    assert text.startswith(b"ImageID,ans\n") and text.endswith(b"\n") and b"\r" not in text
+
+
+def test_batch_size_and_workers_do_not_show(folder: Path, tmp_path: Path) -> None:
+    sources = list_pictures(folder)
+    (folder / "images" / sources[6].image_id).write_bytes(b"bad")
+    contents = set()
+    for batch_size, workers in itertools.product((1, 2, 7, COUNT, 1000), (1, 3)):
+        out = tmp_path / f"{batch_size}-{workers}.csv"
+        classifier = PixelClassifier()
+        inference(
+            classifier,
+            sources,
+            out,
+            batch_size=batch_size,
+            workers=workers,
+            probabilities=True,
+        )
+        contents.add(out.read_bytes())
+        assert sum(classifier.batches) == COUNT - 1
+        assert max(classifier.batches) <= batch_size
+        assert len(classifier.batches) <= -(-COUNT // batch_size)  # it does batch
+    assert len(contents) == 1
+
+
+def test_one_spec_twice(folder: Path, out: Path) -> None:
+    class Same(PixelClassifier):
+        def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+            np.testing.assert_array_equal(pixels[0], pixels[1])
+            return super().predict(pixels)
+
+    result = inference(Same(specs=(SPECS[0], SPECS[0])), list_pictures(folder), out)
+    assert result.pictures == COUNT
+
+
+def test_probabilities(folder: Path, out: Path) -> None:
+    inference(PixelClassifier(), list_pictures(folder), out, probabilities=True)
+    rows = rows_of(out)
+    assert len(rows[0]) == 2 + 3 + 2 + 3
+    for row in rows:
+        digits = {}
+        for attribute, values in ATTRIBUTES.items():
+            shares = [float(row[f"{attribute}: {value}"]) for value in values]
+            assert sum(shares) == pytest.approx(1, abs=2e-6)
+            digits[attribute] = int(np.argmax(shares))
+        assert int(row["ans"]) == MULTI.encode(**digits)
+
+
+# --- bad pictures ------------------------------------------------------------------------------
+
+
+def test_bad_pictures_have_an_error_and_the_others_their_labels(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    truth = [expected(source) for source in sources]
+    sources[0].path.write_bytes(b"bad")
+    sources[9].path.unlink()  # a row of info.csv without a file
+    sources[-1].path.write_bytes(sources[-1].path.read_bytes()[:-30])
+    bad = {0, 9, COUNT - 1}
+    result = inference(PixelClassifier(), sources, out, batch_size=4, probabilities=True)
+    assert len(result.errors) == 3
+    rows = rows_of(out)
+    assert list(rows[0])[-1] == "error"
+    for index, row in enumerate(rows):
+        assert row["ImageID"] == sources[index].image_id
+        if index in bad:
+            assert row["ans"] == row["mask: worn"] == ""
+            assert str(sources[index].path) in row["error"]
+            assert row["error"] in result.errors
+        else:
+            assert (row["ans"], row["error"]) == (str(truth[index]), "")
+    assert "no such file" in rows[9]["error"]
+
+
+def test_a_batch_of_bad_pictures_alone(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    for source in sources[4:8]:
+        source.path.write_bytes(b"bad")
+    classifier = PixelClassifier()
+    result = inference(classifier, sources, out, batch_size=4)
+    assert len(result.errors) == 4
+    assert 0 not in classifier.batches
+
+
+def test_all_bad(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    for source in sources:
+        source.path.write_bytes(b"bad")
+    with pytest.raises(DataError, match=f"none of {COUNT} pictures can be read, first: "):
+        inference(PixelClassifier(), sources, out)
+    assert not out.exists()
+
+
+def test_no_pictures_at_all(out: Path) -> None:
+    with pytest.raises(DataError):
+        inference(PixelClassifier(), [], out)
+
+
+def test_strict(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    sources[9].path.write_bytes(b"bad")
+    out.parent.mkdir()
+    out.write_text("yesterday's answers")
+    with pytest.raises(PictureError) as caught:
+        inference(PixelClassifier(), sources, out, batch_size=4, strict=True)
+    assert str(sources[9].path) in str(caught.value)
+    assert out.read_text() == "yesterday's answers"
+    assert [path.name for path in out.parent.iterdir()] == ["output.csv"]
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def test_names_of_all_kinds_come_back(tmp_path: Path, out: Path) -> None:
+    import unicodedata
+
+    names = ["가 나.png", unicodedata.normalize("NFD", "다.png"), 'a,"b".png', "=1+1.png", "é.png"]
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in names:
+        Image.new("RGB", (40, 40), "teal").save(folder / name)
+    inference(PixelClassifier(), list_pictures(folder), out)
+    assert sorted(row["ImageID"] for row in rows_of(out)) == sorted(names)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "teal").save(folder / "good.png")
+    try:
+        Image.new("RGB", (40, 40), "teal").save(folder / "bad\udce9.png")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has only names that are text")
+    inference(PixelClassifier(), list_pictures(folder), out)
+    assert out.read_bytes().splitlines()[1].split(b",")[0] == b"bad\xe9.png"  # as it is on the disk
+
+
+# --- all or nothing ----------------------------------------------------------------------------
+
+
+class Failing(PixelClassifier):
+    def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        if len(self.batches) == 2:
+            raise RuntimeError("out of memory")
+        return super().predict(pixels)
+
+
+@pytest.mark.parametrize("before", [None, "yesterday's answers"])
+def test_output_is_untouched_when_labelling_fails(
+    folder: Path, out: Path, before: str | None
+) -> None:
+    out.parent.mkdir()
+    if before:
+        out.write_text(before)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        inference(Failing(), list_pictures(folder), out, batch_size=4)
+    assert [path.read_text() for path in out.parent.iterdir()] == ([before] if before else [])
+
+
+def test_a_folder_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        inference(PixelClassifier(), list_pictures(folder), tmp_path / "file" / "output.csv")
+
+
+# --- provenance --------------------------------------------------------------------------------
+
+
+def test_provenance_lies_beside_the_labels(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    sources[3].path.write_bytes(b"bad")
+    result = inference(PixelClassifier(), sources, out)
+    assert result.seen_in_training is None
+    found = read_provenance(out)
+    assert found is not None
+    assert (found.pictures, found.errors, found.seen_in_training) == (COUNT, 1, None)
+    assert found.models == PixelClassifier.models
+    values = json.loads(provenance_path(out).read_text("utf-8"))
+    assert values["labels_sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    out.write_bytes(out.read_bytes() + b"x.jpg,3\n")
+    assert read_provenance(out) is None  # it is that of another file
+
+
+def test_seen_pictures_and_people_are_counted(tmp_path: Path, out: Path) -> None:
+    for person in ("000001_male_Asian_20", "000002_male_Asian_20", "000003_male_Asian_20"):
+        folder = tmp_path / "people" / person
+        folder.mkdir(parents=True)
+        for stem in ("mask1", "normal"):
+            shade = int(hashlib.md5(f"{person}{stem}".encode()).hexdigest()[:2], 16)
+            Image.new("RGB", (40, 40), (shade, 9, 9)).save(folder / f"{stem}.png")
+    sources = list_pictures(tmp_path / "people")
+    picture = hashlib.sha256(sources[2].path.read_bytes()).hexdigest()
+    known = frozenset({fingerprint("000001_male_Asian_20"), fingerprint(picture)})
+    result = inference(PixelClassifier(known), sources, out)
+    assert result.seen_in_training == 3  # two of the first person, one of the second
+    found = read_provenance(out)
+    assert found is not None and found.seen_in_training == 3
+    assert inference(PixelClassifier(frozenset()), sources, out).seen_in_training == 0
+
+
+def test_people_with_korean_names_are_known_in_either_form(tmp_path: Path, out: Path) -> None:
+    import unicodedata
+
+    person = unicodedata.normalize("NFC", "000001_male_한국_20")
+    folder = tmp_path / "people" / unicodedata.normalize("NFD", person)
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 40), "teal").save(folder / "normal.png")
+    # Training remembers Profile.person, which is NFC whatever is on the disk.
+    classifier = PixelClassifier(frozenset({fingerprint(person)}))
+    result = inference(classifier, list_pictures(tmp_path / "people"), out)
+    assert result.seen_in_training == 1
+
+
+# --- parquet -----------------------------------------------------------------------------------
+
+
+def test_parquet(folder: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sources = list_pictures(folder)
+    sources[3].path.write_bytes(b"bad")
+    inference(PixelClassifier(), sources, tmp_path / "a.parquet", probabilities=True)
+    inference(PixelClassifier(), sources, tmp_path / "a.csv", probabilities=True)
+    table = parquet.read_table(tmp_path / "a.parquet").to_pydict()
+    rows = rows_of(tmp_path / "a.csv")
+    assert list(table) == list(rows[0])
+    assert table["ImageID"] == [row["ImageID"] for row in rows]
+    assert table["ans"] == [int(row["ans"]) if row["ans"] else None for row in rows]
+    assert [text or "" for text in table["error"]] == [row["error"] for row in rows]
+    found = read_provenance(tmp_path / "a.parquet")
+    assert found is not None and found.errors == 1
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'maskcls\[parquet\]'"):
+        inference(PixelClassifier(), list_pictures(folder), tmp_path / "a.parquet")
+    assert not list(tmp_path.glob("*.parquet*"))

@@ -1,0 +1,163 @@
+"""Which pictures are labelled, in which order, under which names."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from maskcls.errors import DataError
+from maskcls.runtime.sources import Source, list_pictures
+
+NFC = unicodedata.normalize("NFC", "가나다.jpg")
+NFD = unicodedata.normalize("NFD", NFC)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def ids(sources: list[Source]) -> list[str]:
+    return [source.image_id for source in sources]
+
+
+# --- a folder ----------------------------------------------------------------------------------
+
+
+def test_a_folder_gives_all_pictures_below_it(tmp_path: Path) -> None:
+    touch(tmp_path, "b.JPG", "a/2.png", "a/10.jpeg", "a/deep/x.webp", "notes.txt", "c.jpg.json")
+    touch(tmp_path, ".hidden.jpg", "._a.jpg", ".cache/d.jpg")
+    sources = list_pictures(tmp_path)
+    assert ids(sources) == ["a/10.jpeg", "a/2.png", "a/deep/x.webp", "b.JPG"]
+    assert all(source.path == tmp_path / source.image_id for source in sources)
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "real", "a.jpg")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "b.jpg").symlink_to(tmp_path / "real" / "a.jpg")
+    assert ids(list_pictures(tmp_path / "real")) == ["a.jpg", "b.jpg"]
+
+
+def test_a_folder_keeps_names_as_they_are_on_the_disk(tmp_path: Path) -> None:
+    touch(tmp_path, NFC, NFD, "=1+1.jpg", "a b,c.jpg")
+    assert set(ids(list_pictures(tmp_path))) == {*os.listdir(tmp_path)}
+
+
+def test_info_csv_gives_names_and_order(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "a.jpg", "b.jpg", "unlisted.jpg")
+    (tmp_path / "info.csv").write_text("ImageID,ans\nb.jpg,0\na.jpg,0\n")
+    sources = list_pictures(tmp_path)
+    assert ids(sources) == ["b.jpg", "a.jpg"]
+    assert sources[0].path == tmp_path / "images" / "b.jpg"
+
+
+def test_info_by_itself_names_pictures_of_the_folder(tmp_path: Path) -> None:
+    touch(tmp_path / "pictures", "a.jpg", "b.jpg")
+    (tmp_path / "order.csv").write_text("ImageID,ans\nb.jpg,0\na.jpg,0\n")
+    sources = list_pictures(tmp_path / "pictures", tmp_path / "order.csv")
+    assert [source.path for source in sources] == [
+        tmp_path / "pictures" / name for name in ("b.jpg", "a.jpg")
+    ]
+
+
+def test_a_missing_file_is_listed_all_the_same(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "a.jpg")
+    (tmp_path / "info.csv").write_text("ImageID,ans\nb.jpg,0\na.jpg,0\n")
+    assert ids(list_pictures(tmp_path)) == ["b.jpg", "a.jpg"]
+
+
+# --- lists -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "ImageID\nb.jpg\nsub/a.jpg\n"),
+        ("list.csv", "ans,path\n0,b.jpg\n0,sub/a.jpg\n"),
+        ("list.csv", "\ufeffImageID,ans\r\nb.jpg,0\r\nsub/a.jpg,0\r\n"),
+        ("list.txt", "b.jpg\n\n  sub/a.jpg  \n"),
+        ("LIST.TXT", "b.jpg\r\nsub/a.jpg"),
+    ],
+)
+def test_a_list_names_pictures_relative_to_itself(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    sources = list_pictures(tmp_path / name)
+    assert ids(sources) == ["b.jpg", "sub/a.jpg"]
+    assert [source.path for source in sources] == [tmp_path / "b.jpg", tmp_path / "sub/a.jpg"]
+
+
+def test_cells_with_commas_and_quotes(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('ImageID,ans\n"a,b.jpg",0\n"say ""hi"".jpg",0\n')
+    assert ids(list_pictures(tmp_path / "list.csv")) == ["a,b.jpg", 'say "hi".jpg']
+
+
+def test_imageid_comes_before_path(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,ImageID\nx,a.jpg\n")
+    assert ids(list_pictures(tmp_path / "list.csv")) == ["a.jpg"]
+
+
+def test_absolute_paths_stay_absolute(tmp_path: Path) -> None:
+    touch(tmp_path / "far", "a.jpg")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/far/a.jpg\n")
+    [source] = list_pictures(tmp_path / "list.txt")
+    assert source.path == tmp_path / "far" / "a.jpg"
+
+
+@pytest.mark.parametrize(("on_disk", "in_list"), [(NFC, NFD), (NFD, NFC)])
+def test_korean_names_are_found_in_either_form(tmp_path: Path, on_disk: str, in_list: str) -> None:
+    touch(tmp_path / "images", on_disk)
+    (tmp_path / "info.csv").write_text(f"ImageID,ans\n{in_list},0\n", encoding="utf-8")
+    [source] = list_pictures(tmp_path)
+    assert source.image_id == in_list  # what was asked for is what is answered
+    assert source.path.read_bytes() == b"x"
+
+
+def test_both_forms_are_two_pictures(tmp_path: Path) -> None:
+    touch(tmp_path / "images", NFC, NFD)
+    if len(os.listdir(tmp_path / "images")) == 1:
+        pytest.skip("this file system takes both forms for one name")
+    (tmp_path / "info.csv").write_text(f"ImageID,ans\n{NFD},0\n{NFC},0\n", encoding="utf-8")
+    assert [source.path.name for source in list_pictures(tmp_path)] == [NFD, NFC]
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ImageID,ans\na.jpg,0\nb.jpg,0\na.jpg,0\n", "'a.jpg' stands twice"),
+        (b"ImageID,ans\n,0\n", "an empty name"),
+        (b"ans,ImageID\n0\n", "an empty name"),
+        (b"id,ans\na.jpg,0\n", "no column ImageID or path"),
+        (b"", "no column"),
+        (b"ImageID,ans\n", "no pictures in it"),
+        (b"ImageID\n\xff\xfe.jpg\n", "not UTF-8"),
+        (b"ImageID\n" + b"a" * 200_000 + b"\n", "not a CSV table"),
+    ],
+)
+def test_lists_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
+    table = tmp_path / "list.csv"
+    table.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        list_pictures(table)
+    assert str(table) in str(caught.value)
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: no pictures in it")):
+        list_pictures(tmp_path)
+    with pytest.raises(DataError, match="no such folder or list of pictures: .*nowhere"):
+        list_pictures(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"none\.csv: No such file"):
+        list_pictures(tmp_path, tmp_path / "none.csv")
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    with pytest.raises(DataError, match="is a list already"):
+        list_pictures(tmp_path / "list.txt", tmp_path / "info.csv")
