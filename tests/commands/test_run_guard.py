@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +147,16 @@ def test_defaults_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SM_X", "some/where%")
     assert env_default("SM_X") == Path("some/where%")
     assert env_help("SM_X") == "default: $SM_X, now some/where%%"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_a_line_without_its_place_in_the_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @guarded
+    def main() -> int:
+        warnings.warn("best.pt: damaged; taking best.prev.pt instead", stacklevel=1)
+        return 0
+
+    assert main() == 0
+    assert capsys.readouterr().err == "warning: best.pt: damaged; taking best.prev.pt instead\n"
