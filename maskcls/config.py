@@ -144,7 +144,7 @@ class TrainConfig:
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "focal_gamma": (self.focal_gamma >= 0, "0 or more"),
             "focal_alpha": (self.focal_alpha is None or self.focal_alpha > 0, "above 0"),
-            "lr": (0 <= self.lr < 100, "0 or more"),
+            "lr": (0 <= self.lr < 100, "from 0 to below 100"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
@@ -167,6 +167,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: must be {expected}")
         if (self.fold is None) != (self.folds is None):
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")
+        if self.folds is not None and self.folds < 2:
+            raise ConfigError(f"folds {self.folds}: must be 2 or more")
         if self.folds is not None and not 0 <= (self.fold or 0) < self.folds:
             raise ConfigError(f"fold {self.fold}: must be from 0 to folds - 1 = {self.folds - 1}")
 
@@ -234,7 +236,8 @@ _IMAGENET = {
     "epochs": 30,
     "patience": 3,
 }
-# From random weights on a CPU: a network of which an hour of two cores sees enough pictures.
+# From random weights on a CPU: a network that sees enough pictures in half an hour of two cores.
+# Age is learnt slowly and its validation score is noisy: a long average of the weights steadies it.
 _SCRATCH = {
     "model": "resnet18",
     "height": 112,
@@ -260,7 +263,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         for task in TASKS
     },
     "scratch": {
-        task: _SCRATCH | ({"epochs": 11} if "age" in TASKS[task].attributes else {})
+        task: _SCRATCH
+        | ({"epochs": 11, "ema_decay": 0.998} if "age" in TASKS[task].attributes else {})
         for task in TASKS
     },
 }

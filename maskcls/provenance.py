@@ -76,7 +76,9 @@ def fingerprint(text: str) -> int:
     """A person's key, or a picture's content digest → 64 bits (signed), as checkpoints remember
     whom they were trained on without naming them.
     """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+    return int.from_bytes(
+        hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big", signed=True
+    )
 
 
 def _sha256(path: Path) -> str:

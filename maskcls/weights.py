@@ -17,7 +17,7 @@ from efficientnet_pytorch.utils import url_map
 from torch import nn
 from torchvision.models import get_model_weights
 
-from maskcls.checkpoints import load_plain
+from maskcls.checkpoints import digest_path, load_plain, open_checkpoint
 from maskcls.config import WEIGHT_NAMES
 from maskcls.errors import ConfigError, WeightsError, unknown
 from maskcls.manifest import Manifest
@@ -122,9 +122,11 @@ def apply_start(model: nn.Module, file: Path, keep_classifier: bool) -> list[str
         The tensors that keep their random weights.
 
     Raises:
-        WeightsError: no file of tensors, or weights of another network.
+        CheckpointError: a file that is damaged or holds more than tensors and plain values.
+        WeightsError: no weights by name, or weights of another network.
     """
-    content = load_plain(file)
+    # Ours has its digest beside it; a plain state dict has none.
+    content = open_checkpoint(file)[0] if digest_path(file).is_file() else load_plain(file)
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: holds no weights by name")
     state = content.get("ema") or content.get("model") if "manifest" in content else content

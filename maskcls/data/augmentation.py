@@ -38,9 +38,15 @@ class BaseAugmentation:
         self._std = torch.tensor(self.spec.std).view(1, 3, 1, 1) * 255
 
     def __call__(
-        self, pixels: Tensor | Image.Image, indices: Sequence[int] = (0,), epoch: int = 0
+        self,
+        pixels: Tensor | Image.Image,
+        indices: Sequence[int] | None = None,
+        epoch: int = 0,
     ) -> Tensor:
-        """uint8 (B, H, W, 3), or one `RGB` picture → float32 (B, 3, height, width) normalised."""
+        """uint8 (B, H, W, 3), or one `RGB` picture → float32 (B, 3, height, width) normalised.
+
+        `indices`: which pictures of the data set these are; by default 0 … B - 1.
+        """
         if isinstance(pixels, Image.Image):
             pixels = torch.from_numpy(self.spec.resize(pixels).copy())[None]
         images = pixels.permute(0, 3, 1, 2)
@@ -48,7 +54,10 @@ class BaseAugmentation:
             left, top, right, bottom = self.spec.crop_box(images.shape[2], images.shape[3])
             images = images[:, :, top:bottom, left:right]
             images = TF.resize(images, list(self.spec.size), antialias=True)
-        rngs = [np.random.default_rng((self.seed, epoch, int(index))) for index in indices]
+        rngs = [
+            np.random.default_rng((self.seed, epoch, int(index)))
+            for index in (range(len(images)) if indices is None else indices)
+        ]
         images = self.augment(images.to(torch.float32), rngs)
         mean, std = self._mean.to(images.device), self._std.to(images.device)
         return self.after_normalise((images - mean) / std, rngs)

@@ -102,7 +102,9 @@ def create_trainer(
         target = target.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
-        for x, y in zip(images.chunk(accumulate), target.chunk(accumulate), strict=True):
+        # Of a smaller batch fewer parts: batch normalisation cannot train on one picture.
+        parts = max(1, min(accumulate, len(target) // 2))
+        for x, y in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
             with precision.autocast():
                 logits = model(x)
             loss = criterion(logits.float(), y) * (len(y) / len(target))

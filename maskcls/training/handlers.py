@@ -153,7 +153,7 @@ def setup_handlers(
         def set_momentum(engine: Engine) -> None:
             # Early on the average follows closely: it began at random weights.
             step = engine.state.iteration
-            setattr(engine.state, EMA_MOMENTUM, max(1 - config.ema_decay, 9 / (9 + step)))
+            setattr(engine.state, EMA_MOMENTUM, max(1 - config.ema_decay, 4 / (4 + step)))
 
     Average(output_transform=lambda output: output["loss"]).attach(trainer, "train_loss")
     RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")

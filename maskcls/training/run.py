@@ -269,7 +269,7 @@ def class_weights(option: str, counts: Tensor) -> Tensor | None:
     """`none`, `balanced`, `sqrt`, or a file with one weight per class and line → (C,) float32.
 
     Raises:
-        ConfigError: no such file, or not one number of 0 or more per class.
+        ConfigError: no such file, or not one number above 0 per class.
     """
     if option == "none":
         return None
@@ -283,13 +283,9 @@ def class_weights(option: str, counts: Tensor) -> Tensor | None:
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"class_weights {option}: {error}") from None
-    if (
-        len(values) != len(counts)
-        or not all(0 <= v < float("inf") for v in values)
-        or not any(values)
-    ):
+    if len(values) != len(counts) or not all(0 < value < float("inf") for value in values):
         raise ConfigError(
-            f"class_weights {option}: needs {len(counts)} numbers of 0 or more, has {values}"
+            f"class_weights {option}: needs {len(counts)} numbers above 0, has {values}"
         )
     return torch.tensor(values, dtype=torch.float32)
 

@@ -205,6 +205,8 @@ def test_unreadable_pictures_are_left_out(broken: Path) -> None:
         pixels, label, _ = data[index]
         np.testing.assert_array_equal(pixels.numpy(), SPEC.resize(read_image(data.paths[index])))
         assert label == class_by_hand("multi", data.paths[index])
+    whole = data.__getitems__(range(len(data)))[0]
+    assert all(torch.equal(whole[index], data[index][0]) for index in range(len(data)))
     train, val, people = data.split(val_ratio=0.5, seed=0)
     assert len(people.train | people.val) == 6
     assert sorted([*train.indices, *val.indices]) == list(range(len(data)))

@@ -215,11 +215,9 @@ def test_ensure_reuses_a_complete_sample(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("change", [{"seed": 8}, {"people": 7}, {"eval_people": 7}])
 def test_ensure_remakes_another_sample(tmp_path: Path, change: dict[str, int]) -> None:
     root = ensure_sample(tmp_path / "demo", **SMALL)
-    (root / "stray.txt").touch()
     ensure_sample(root, **SMALL | change)
     marker = json.loads((root / MARKER).read_text())
     assert marker.items() >= change.items()
-    assert not (root / "stray.txt").exists()
     assert list(tmp_path.iterdir()) == [root]
 
 
@@ -231,6 +229,15 @@ def test_ensure_remakes_an_older_or_damaged_sample(tmp_path: Path, text: str) ->
     (root / MARKER).write_text(text)
     ensure_sample(root, **SMALL)
     assert (root / MARKER).read_text() == complete
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_sample_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    root = ensure_sample(tmp_path / "demo", **SMALL)
+    (root / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="is no sample"):
+        ensure_sample(root, **SMALL | {"people": 7})
+    assert (root / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.usefixtures("undrawn")
