@@ -1,4 +1,7 @@
-"""Losses by name. All take logits (N, C) and target classes (N,) int64 and answer a scalar."""
+"""Losses by name. All take logits (N, C) and answer a scalar.
+
+Targets are classes (N,) int64, or shares of the classes (N, C) float32 whose rows sum to 1.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,16 @@ class FocalLoss(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)  # (N,)
+        log_p = F.log_softmax(logits, dim=1)  # (N, C)
         # The base is kept off 0, where the gradient of a power below 1 is infinite.
         factor = (1 - log_p.exp()).clamp_min(1e-8) ** self.gamma if self.gamma else 1.0
         loss = -factor * log_p * (1.0 if self.alpha is None else self.alpha)
-        if self.weight is None:
-            return loss.mean()
-        weight = self.weight[target]
-        return (weight * loss).sum() / weight.sum()
+        shares = _shares(target, logits)
+        if self.weight is not None:
+            shares = shares * self.weight
+        # As torch's cross entropy: classes are averaged over their weights, shares over pictures.
+        total = len(target) if target.is_floating_point() else shares.sum()
+        return (shares * loss).sum() / total
 
 
 class LabelSmoothingLoss(nn.Module):
@@ -70,7 +75,7 @@ class F1Loss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         probabilities = logits.softmax(dim=1)  # (N, C)
-        truth = F.one_hot(target, logits.shape[1]).to(probabilities.dtype)
+        truth = _shares(target, logits)
         hits = (truth * probabilities).sum(dim=0)  # (C,), soft true positives
         f1 = 2 * hits / (truth.sum(dim=0) + probabilities.sum(dim=0) + self.epsilon)
         weight = truth.sum(dim=0).gt(0).to(probabilities.dtype)
@@ -93,6 +98,13 @@ class WeightedSum(nn.Module):
             for loss, weight in zip(self.losses, self.weights, strict=True)
         ]
         return torch.stack(terms).sum()
+
+
+def _shares(target: Tensor, logits: Tensor) -> Tensor:
+    """Targets of either kind → shares (N, C) in the type of the logits."""
+    if target.is_floating_point():
+        return target.to(logits.dtype)
+    return F.one_hot(target, logits.shape[1]).to(logits.dtype)
 
 
 _CRITERIA: dict[str, Callable[..., nn.Module]] = {

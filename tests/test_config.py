@@ -55,6 +55,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "focal_gamma": numbers(0, 10),
     "focal_alpha": st.none() | numbers(0, 10, exclude_min=True),
     "label_smoothing": numbers(0, 1, exclude_max=True),
+    "soften_age": numbers(0, 20),
     "class_weights": st.sampled_from(["none", "sqrt", "balanced"]) | texts,
     "lr": numbers(0, 99),
     "weight_decay": numbers(0, 10),
@@ -164,6 +165,8 @@ OUT_OF_RANGE = [
     ("val_ratio", 0.0),
     ("val_ratio", 1.0),
     ("label_smoothing", -0.1),
+    ("soften_age", -1.0),
+    ("soften_age", math.inf),
     ("label_smoothing", 1.0),
     ("focal_gamma", -1.0),
     ("focal_alpha", 0.0),
@@ -223,7 +226,14 @@ def test_the_bounds_themselves_are_allowed(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "folds", [{"fold": 0}, {"folds": 5}, {"fold": 5, "folds": 5}, {"fold": -1, "folds": 5}]
+    "folds",
+    [
+        {"fold": 0},
+        {"folds": 5},
+        {"fold": 0, "folds": 1},
+        {"fold": 5, "folds": 5},
+        {"fold": -1, "folds": 5},
+    ],
 )
 def test_folds_that_do_not_fit(folds: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="fold"):

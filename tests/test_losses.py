@@ -247,3 +247,23 @@ def test_an_absent_class_weighs_nothing_and_changes_no_other() -> None:
     weights = balanced_weights(torch.tensor([30, 0, 10]))
     assert weights[1] == 0
     assert torch.equal(weights[[0, 2]], balanced_weights(torch.tensor([30, 10])))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "label_smoothing", "f1"])
+def test_certain_shares_are_worth_their_classes(name: str, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 3, generator=generator)
+    target = torch.arange(12) % 3
+    weights = torch.tensor([0.5, 1.0, 1.5]) if weighted else None  # their mean over target is 1
+    criterion = create_criterion(name, class_weights=weights)
+    shares = torch.nn.functional.one_hot(target, 3).float()
+    assert float(criterion(logits, shares)) == pytest.approx(float(criterion(logits, target)), 1e-5)
+
+
+def test_focal_of_shares_is_the_sum_over_classes() -> None:
+    logits = torch.tensor([[1.0, -0.5, 0.2]])
+    shares = torch.tensor([[0.2, 0.5, 0.3]])
+    p = logits.softmax(dim=1)
+    expected = float((-shares * (1 - p) ** 2 * p.log()).sum())
+    assert float(FocalLoss(gamma=2.0)(logits, shares)) == pytest.approx(expected, 1e-5)

@@ -79,6 +79,7 @@ class MaskBaseDataset(Dataset[Item]):
             str(picture.path): digest
             for (_, picture), digest in zip(rows, cached.digests, strict=True)
         }
+        self.ages: np.ndarray = np.array([rows[index][0].age for index in kept])  # (N,), years
         self.labels: np.ndarray = np.array(
             [
                 self.task.encode(

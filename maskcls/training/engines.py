@@ -84,8 +84,11 @@ def create_trainer(
     scaler: torch.amp.GradScaler,
     accumulate: int,
     clip_norm: float,
+    soft_targets: Tensor | None = None,
 ) -> Engine:
     """An engine whose iteration is one optimiser step on one batch, in `accumulate` parts.
+
+    `soft_targets`: shares (N, C) of all pictures of the data set, taken instead of their classes.
 
     Its output: {"loss": float, "images": batch size}.
 
@@ -99,6 +102,8 @@ def create_trainer(
         epoch = engine.state.epoch
         images = augmentation(pixels.to(device, non_blocking=True), indices.tolist(), epoch)
         images = images.contiguous(memory_format=torch.channels_last)
+        if soft_targets is not None:
+            target = soft_targets[indices]
         target = target.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)

@@ -24,6 +24,7 @@ from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
 from maskcls.data.loaders import training_loader, validation_loader
 from maskcls.data.splits import Split, split_hash
+from maskcls.data.targets import soft_targets
 from maskcls.errors import CheckpointError, ConfigError, DataError
 from maskcls.files import write_atomic
 from maskcls.labels import get_task
@@ -200,6 +201,7 @@ class _Session:
             scaler=scaler,
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
+            soft_targets=self._soft_targets(config),
         )
         evaluator = create_evaluator(
             model if ema is None else ema.ema_model,
@@ -248,6 +250,12 @@ class _Session:
             folder,
             len(data.dataset.unreadable),
         )
+
+    def _soft_targets(self, config: TrainConfig) -> Tensor | None:
+        if not config.soften_age or "age" not in self.task.attributes:
+            return None
+        data = self.data.dataset
+        return soft_targets(self.task, data.labels, data.ages, config.soften_age)
 
     def _manifest(self, config: TrainConfig) -> Manifest:
         spec = self.data.dataset.spec

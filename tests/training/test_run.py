@@ -233,6 +233,16 @@ def test_options_train(data: Path, tmp_path: Path, options: dict[str, Any]) -> N
 
 
 @pytest.mark.usefixtures("plain_figures")
+def test_softened_ages_change_what_age_learns_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    options = {"epochs": 1, "class_weights": "sqrt"}
+    runs = [fit(data, tmp_path, task, soften_age=years, **options)
+            for task in ("age", "mask_gender") for years in (0.0, 4.0)]  # fmt: skip
+    age, soft_age, mask_gender, soft_mask_gender = (weights_of(run.folder) for run in runs)
+    assert any(not torch.equal(age[key], soft_age[key]) for key in age)
+    assert all(torch.equal(mask_gender[key], soft_mask_gender[key]) for key in mask_gender)
+
+
+@pytest.mark.usefixtures("plain_figures")
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "mask_gender"])
 def test_every_task_trains(data: Path, tmp_path: Path, task: str) -> None:
     # Three people cannot hold all 18 classes: validation lacks some, and still has a score.

@@ -1,0 +1,55 @@
+"""Soft targets: shares of the age groups from exact ages."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskcls.data.targets import age_group_shares, soft_targets
+from maskcls.labels import TASKS, AgeLabels
+
+ages = st.lists(st.integers(0, 100), min_size=1, max_size=20)
+deviations = st.floats(0.01, 20)
+
+
+def below(border: float, age: int, deviation: float) -> float:
+    return 0.5 * (1 + math.erf((border - age) / deviation / math.sqrt(2)))
+
+
+@given(ages, deviations)
+def test_shares_are_the_normal_distribution_between_the_borders(
+    years: list[int], deviation: float
+) -> None:
+    shares = age_group_shares(np.array(years), deviation)
+    for age, row in zip(years, shares, strict=True):
+        young, middle = below(29.5, age, deviation), below(59.5, age, deviation)
+        assert row.tolist() == pytest.approx([young, middle - young, 1 - middle], abs=1e-6)
+
+
+@given(ages)
+def test_a_tiny_deviation_gives_the_group_itself(years: list[int]) -> None:
+    shares = age_group_shares(np.array(years), 0.01)
+    assert shares.argmax(dim=1).tolist() == [int(AgeLabels.from_number(age)) for age in years]
+    assert shares.max(dim=1).values.min() > 0.999
+
+
+@pytest.mark.parametrize("name", ["age", "multi"])
+@given(data=st.data())
+def test_other_attributes_stay_certain(name: str, data: st.DataObject) -> None:
+    task = TASKS[name]
+    labels = np.array(data.draw(st.lists(st.integers(0, task.num_classes - 1), min_size=1)))
+    years = np.array([(22, 45, 70)[digit] for digit in task.decode(labels)["age"]])
+    targets = soft_targets(task, labels, years, 4.0)
+    assert targets.shape == (len(labels), task.num_classes)
+    assert torch.allclose(targets.sum(dim=1), torch.ones(len(labels)))
+    assert targets.argmax(dim=1).tolist() == labels.tolist()
+    classes = task.decode(np.arange(task.num_classes))
+    for row, label in zip(targets, labels, strict=True):
+        for attribute, digit in task.decode(int(label)).items():
+            if attribute != "age":
+                assert row[torch.from_numpy(classes[attribute] != digit)].sum() == 0
