@@ -39,7 +39,10 @@ class TorchClassifier:
                     f"{p} ({t.name})" for p, t in zip(paths, self._tasks, strict=True)
                 )
                 how = "none answers" if attribute not in answered else "more than one answers"
-                raise CheckpointError(f"{shown}: {how} {attribute}")
+                raise CheckpointError(
+                    f"{shown}: {how} {attribute}; give a run of each of {' and '.join(BRANCHES)}, "
+                    "or the folder that holds them"
+                )
         self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
         self.models = tuple(
             ModelFile(task.name, str(path), file_digest(path))

@@ -21,7 +21,18 @@ from maskcls.errors import MaskclsError
 P = ParamSpec("P")
 
 FILE_ERRORS = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EIO,
+    )
 )
 """A user can mend these; with the file's name they say all there is to say."""
 

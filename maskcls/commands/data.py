@@ -60,6 +60,7 @@ example:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `maskcls-data`."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="Check a data folder, or make a small sample to try the project on.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser(
         "check",
+        allow_abbrev=False,
         help="decode every picture, count classes, list all that is wrong",
         description="Decode every picture of a data folder, count the classes and list all that\n"
         "is wrong: labels, names, damaged files, one person under two names.",
@@ -86,8 +88,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser(
         "sample",
+        allow_abbrev=False,
         help="draw a small data set",
-        description="Draw a small data set; one that is there already is kept.",
+        description="Draw a small data set. The same one that is there already is kept, another\n"
+        "sample is replaced, and anything else is left alone.",
         epilog=SAMPLE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -38,6 +38,7 @@ per_class, count, missing, confusion (rows truth, columns prediction), and seen_
 def build_parser() -> argparse.ArgumentParser:
     """The options of `maskcls-evaluate`."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="Score a prediction file against the ground truth: macro F1 and accuracy of\n"
         "the 18 classes and of mask, gender and age, per-class scores, a confusion matrix.",
         epilog=EPILOG,

@@ -37,6 +37,7 @@ examples:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `maskcls-infer`."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="Label pictures with mask, gender and age group.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from maskcls.runtime import inference, list_pictures
 
     sources = list_pictures(images, args.info)
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     classifier = open_classifier(models, args.provider)
     result = inference(
         classifier,

@@ -27,8 +27,12 @@ from maskcls.labels import BRANCHES, TASKS
 
 ALL = "all"
 SAMPLE_DIR = Path("runs") / "sample"
+"""Of the built-in sample and, unless --model-dir says otherwise, of the runs on it. They lie apart
+from runs on photos: --model runs must never take a network that knows cartoons only."""
 ENVIRONMENT = {"data_dir": "SM_CHANNEL_TRAIN", "model_dir": "SM_MODEL_DIR"}
 """Option → the variable that is its default."""
+
+METAVARS = {str: "NAME", int: "N", float: "X", "model_dir": "DIR", "cache": "DIR", "fixes": "FILE"}
 
 EPILOG = """\
 Values come from the preset of the task, then --config FILE, then the options given here. There are
@@ -52,6 +56,7 @@ task holds for that task alone:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `maskcls-train`: the fields of `TrainConfig`, and what only a command has."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="Train networks on folders of people's pictures, each into a run folder with\n"
         "its config, checkpoints, metrics.csv and TensorBoard events.",
         epilog=EPILOG,
@@ -68,14 +73,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", type=Path, metavar="RUN", help="run folder to go on with; keeps its config"
     )
     hints = typing.get_type_hints(TrainConfig)
+    preset = {key for start in PRESETS.values() for values in start.values() for key in values}
     for field in OPTION_FIELDS:
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f": {', '.join(field.metadata['choices'])}"
         if field.name in ENVIRONMENT:
             help += f"; {env_help(ENVIRONMENT[field.name])}"
+            help += "; else the built-in sample" if field.name == "data_dir" else ""
+        elif field.name in preset:
+            help += " (the preset says)"
         elif field.default not in (None, False, ()):
-            help += f" (default {field.default}, or the preset's)"
+            help += f" (default {field.default})"
         flag = f"--{field.name.replace('_', '-')}"
         kind = _kind(hints[field.name])
         if kind is bool:
@@ -85,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
         elif kind is tuple:
             parser.add_argument(flag, nargs=2, type=float, metavar=("H", "W"), help=help)
         else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=help)
+            metavar = METAVARS.get(field.name) or METAVARS[kind]
+            parser.add_argument(flag, type=kind, metavar=metavar, help=help)
     return parser
 
 
@@ -152,8 +162,10 @@ def _places(has_data: bool) -> dict[str, Any]:
     elif not has_data:
         from maskcls.data.sample import ensure_sample
 
-        print(f"no --data-dir: training on the built-in sample of drawn faces in {SAMPLE_DIR}")
-        places["data_dir"] = (str(ensure_sample(SAMPLE_DIR) / "train"),)
+        data = SAMPLE_DIR / "data"
+        print(f"no --data-dir: training on the built-in sample of drawn faces in {data}")
+        places = {"model_dir": str(SAMPLE_DIR)} | places
+        places["data_dir"] = (str(ensure_sample(data) / "train"),)
     return places
 
 

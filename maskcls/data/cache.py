@@ -86,7 +86,7 @@ def _decode_all(
     folder.mkdir(parents=True, exist_ok=True)
     size = len(paths) * spec.height * spec.width * 3
     free = shutil.disk_usage(folder).free
-    say(f"decoding {len(paths)} pictures into a cache of {size / 1e6:,.0f} MB in {folder}")
+    say(f"decoding {len(paths)} pictures into a cache of {size / 1e6:,.1f} MB in {folder}")
     if size > free:
         raise DataError(
             f"pixel cache {folder}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are "

@@ -341,7 +341,9 @@ def _look_at(
     seen = []
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(look, pictures)
-        bar = tqdm(results, "pictures", len(pictures), disable=not progress, unit=" pictures")
+        bar = tqdm(
+            results, "pictures", len(pictures), disable=None if progress else True, unit=" pictures"
+        )
         for (_, picture), result in zip(pictures, bar, strict=True):
             if isinstance(result, PictureError):
                 found.error("unreadable picture", picture.path, result)

@@ -123,7 +123,8 @@ def locate(data_dir: Path) -> tuple[Path, Path]:
         DataError: no such folder.
     """
     if not data_dir.is_dir():
-        raise DataError(f"no such data folder: {data_dir}")
+        what = "a file, not a data folder" if data_dir.exists() else "no such data folder"
+        raise DataError(f"{what}: {data_dir}")
     images = data_dir / "images"
     if images.is_dir():
         return images, data_dir / "train.csv"

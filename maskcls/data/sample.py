@@ -101,7 +101,8 @@ def make_sample(
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
             draft = Path(scratch) / "new"
             total = (people + eval_people) * len(MASK_OF_STEM)
-            with tqdm(total=total, desc="sample", unit="picture", disable=not progress) as bar:
+            hidden = None if progress else True  # None: shown where somebody looks
+            with tqdm(total=total, desc="sample", unit="picture", disable=hidden) as bar:
                 _write_train(draft / "train", plan_people(1, people, seed), seed, bar)
                 _write_eval(
                     draft / "eval", plan_people(EVAL_START + 1, eval_people, seed), seed, bar

@@ -65,7 +65,9 @@ def resolve_device(name: str, option: str = "--device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise TrainingError(f"{option} {name!r}: no such device; auto, cpu, cuda, cuda:1") from None
+        raise TrainingError(
+            f"{option} {name!r}: no such device; one such as auto, cpu, cuda or cuda:1"
+        ) from None
     if device.type not in ("cpu", "cuda"):
         raise TrainingError(f"{option} {name!r}: only cpu and cuda are supported")
     if device.type == "cuda" and not torch.cuda.is_available():

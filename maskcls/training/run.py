@@ -317,6 +317,11 @@ def _load_data(config: TrainConfig, say: Callable[[str], None]) -> _Data:
     pictures, validation, people = dataset.split(
         val_ratio=config.val_ratio, fold=config.fold, folds=config.folds, seed=config.seed
     )
+    for name, side in (("training", pictures), ("validation", validation)):
+        present = set(dataset.labels[side.indices].tolist())
+        absent = [text for label, text in enumerate(task.class_names) if label not in present]
+        if absent:
+            say(f"warning: no {name} picture is {' or '.join(absent)}")
     if len(pictures) < 2:
         raise DataError("one readable training picture: a training needs at least 2")
     return _Data(dataset, pictures, validation, people, dataset.split_table(people), fixes)

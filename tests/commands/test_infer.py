@@ -373,3 +373,13 @@ def test_a_damaged_model_gives_way_to_the_previous_and_is_told(
     used = json.loads((place / "o.csv.json").read_text())["models"]
     assert [Path(model["path"]).name for model in used] == ["best.pt", "best.prev.pt"]
     assert len(table_of(place / "o.csv")) == 42
+
+
+def test_a_file_where_the_output_folder_should_be(
+    data: Path, models: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "file").write_text("mine")
+    argv = ["--model", str(models), "--images", str(data / "eval"), "--out", "file/o.csv"]
+    assert main(argv) == 1
+    assert capsys.readouterr().err == "error: file: File exists\n"
+    assert (place / "file").read_text() == "mine"

@@ -160,3 +160,18 @@ def test_a_warning_is_a_line_without_its_place_in_the_code(
 
     assert main() == 0
     assert capsys.readouterr().err == "warning: best.pt: damaged; taking best.prev.pt instead\n"
+
+
+def test_an_abbreviated_option_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    from maskcls.commands import data, evaluate, infer, train
+
+    for command, argv in (
+        (train, ["--epoch", "3"]),
+        (infer, ["--image", "x"]),
+        (evaluate, ["--pre", "x"]),
+        (data, ["check", "x", "--fix", "y"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command.main(argv)
+        assert ended.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
