@@ -11,7 +11,7 @@ import torch
 from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
 from maskcls.labels import ATTRIBUTES, BRANCHES, TASKS
-from maskcls.models import channels_last, restore_model
+from maskcls.models import channels_last, predict_logits, restore_model
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
 
@@ -43,6 +43,7 @@ class TorchClassifier:
                     f"{shown}: {how} {attribute}; give a run of each of {' and '.join(BRANCHES)}, "
                     "or the folder that holds them"
                 )
+        self._tta = [str(manifest.config.get("tta", "none")) for _, manifest in restored]
         self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
         self.models = tuple(
             ModelFile(task.name, str(path), file_digest(path))
@@ -65,11 +66,11 @@ class TorchClassifier:
     def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
         """uint8 (N, H, W, 3) per network → attribute → probabilities float32 (N, classes)."""
         answers: dict[str, np.ndarray] = {}
-        for network, task, (mean, std), batch in zip(
-            self._networks, self._tasks, self._norms, pixels, strict=True
+        for network, task, tta, (mean, std), batch in zip(
+            self._networks, self._tasks, self._tta, self._norms, pixels, strict=True
         ):
             images = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2)
-            logits = network((images.to(torch.float32) - mean) / std)
+            logits = predict_logits(network, (images.to(torch.float32) - mean) / std, tta)
             answers |= task.marginals(logits.softmax(dim=1).cpu().numpy())
         return answers
 

@@ -47,6 +47,7 @@ OPTIMIZER_NAMES = ("adamw", "adam", "sgd")
 SCHEDULE_NAMES = ("cosine", "plateau", "constant")
 PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
 CLASS_WEIGHT_NAMES = ("none", "sqrt", "balanced")
+TTA_NAMES = ("none", "flip")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
 
 
@@ -82,6 +83,12 @@ class TrainConfig:
     )
     augmentation: str = _option(
         "BestAugmentation", "augmentation of training batches", AUGMENTATION_NAMES
+    )
+
+    tta: str = _option(
+        "none",
+        "at validation and labelling: average over a picture and its mirror image",
+        TTA_NAMES,
     )
 
     # loss
@@ -259,6 +266,7 @@ _SCRATCH = {
     "clip_norm": 1.0,
     "ema_decay": 0.995,
     "val_ratio": 0.1,
+    "tta": "flip",
 }
 # Age is learnt slowly, its validation score is noisy, and its labels are sure to some years only.
 _SCRATCH_AGE = {"epochs": 11, "ema_decay": 0.998, "soften_age": 4.0}

@@ -5,6 +5,7 @@ Every network takes float32 (N, 3, H, W) and answers logits (N, num_classes).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,20 @@ def load_weights(
 
 def _is_classifier(key: str) -> bool:
     return key.rpartition(".")[0] in _CLASSIFIERS
+
+
+def predict_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
+    """What a trained network answers, at validation and at labelling: float32 (N, C).
+
+    `tta`: `none`, or `flip`, the average of the probabilities for a picture and its mirror image,
+    given as its logarithm. images: normalised (N, 3, H, W).
+    """
+    logits: Tensor = model(images).float()
+    if tta == "none":
+        return logits
+    mirrored = model(images.flip(3)).float()
+    both = torch.stack([logits.log_softmax(dim=1), mirrored.log_softmax(dim=1)])
+    return both.logsumexp(dim=0) - math.log(2)
 
 
 def count_parameters(model: nn.Module) -> int:

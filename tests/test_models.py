@@ -26,6 +26,7 @@ from maskcls.models import (
     load_weights,
     model_args,
     model_from_manifest,
+    predict_logits,
     restore_model,
 )
 from maskcls.preprocessing import PreprocessSpec
@@ -298,3 +299,16 @@ def test_no_weights_in_a_checkpoint(state: object) -> None:
 def test_no_manifest_in_a_checkpoint(manifest: object) -> None:
     with pytest.raises(CheckpointError):
         restore_model({"manifest": manifest, "model": {}})
+
+
+def test_flip_averages_the_probabilities_of_both_sides() -> None:
+    model = create_model("resnet18", 3, (32, 32)).eval()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = (model(images).softmax(1) + model(images.flip(3)).softmax(1)) / 2
+        averaged = predict_logits(model, images, "flip").softmax(1)
+        mirrored = predict_logits(model, images.flip(3), "flip").softmax(1)
+        assert torch.equal(predict_logits(model, images, "none"), model(images))
+    torch.testing.assert_close(averaged, expected)
+    torch.testing.assert_close(averaged, mirrored)
+    assert not torch.allclose(expected, model(images).softmax(1))

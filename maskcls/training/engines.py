@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskcls.data.augmentation import BaseAugmentation
 from maskcls.data.loaders import Batch
 from maskcls.errors import TrainingError
+from maskcls.models import predict_logits
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,12 @@ def create_trainer(
 
 
 def create_evaluator(
-    model: nn.Module, plain: BaseAugmentation, *, device: torch.device, precision: Precision
+    model: nn.Module,
+    plain: BaseAugmentation,
+    *,
+    device: torch.device,
+    precision: Precision,
+    tta: str = "none",
 ) -> Engine:
     """An engine that answers {"logits": (B, C), "target": (B,), "indices": (B,)} for a batch."""
 
@@ -144,7 +150,8 @@ def create_evaluator(
         pixels, target, indices = batch
         images = plain(pixels.to(device, non_blocking=True), indices.tolist())
         with precision.autocast():
-            logits = model(images.contiguous(memory_format=torch.channels_last))
-        return {"logits": logits.float(), "target": target.to(device), "indices": indices}
+            images = images.contiguous(memory_format=torch.channels_last)
+            logits = predict_logits(model, images, tta)
+        return {"logits": logits, "target": target.to(device), "indices": indices}
 
     return Engine(step)

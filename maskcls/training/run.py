@@ -208,6 +208,7 @@ class _Session:
             BaseAugmentation(data.dataset.spec),
             device=device,
             precision=precision,
+            tta=config.tta,
         )
         attach_metrics(evaluator, self.task, criterion)
         manifest = self._manifest(config)
