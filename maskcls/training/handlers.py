@@ -197,6 +197,7 @@ def setup_handlers(
         filename_pattern="best.pt",
         score_function=score,
         n_saved=1,  # of the best; `save_checkpoint` keeps one more of each
+        greater_or_equal=True,  # of equals the one that has learnt longer
     )
     states["best"] = best
     evaluator.add_event_handler(Events.COMPLETED, best)
