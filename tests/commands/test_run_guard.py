@@ -83,7 +83,7 @@ def test_a_users_error_is_one_line(
     [
         ValueError("bug"),
         FileNotFoundError("raised by hand, names no file"),
-        OSError(errno.EIO, "Input/output error", "e"),
+        OSError(errno.EDOM, "of no file operation", "e"),
         BrokenPipeError(errno.EPIPE, "of a worker, not of stdout"),
         SystemExit(2),
     ],

@@ -22,7 +22,7 @@ import maskcls.weights
 from maskcls.checkpoints import read_checkpoint
 from maskcls.commands import train as command
 from maskcls.commands.train import main
-from maskcls.config import read_yaml
+from maskcls.config import PRESETS, read_yaml
 from maskcls.data.sample import ensure_sample, make_sample
 from maskcls.models import load_model
 from maskcls.training import handlers
@@ -251,7 +251,10 @@ def test_auto_trains_from_scratch_where_there_is_no_network(
     assert len(said) == 1
     assert said[0].startswith("training from scratch: ImageNet weights of base cannot be")
     config = read_yaml(place / "runs/age/exp/config.yaml")
-    assert (config["weights"], config["lr"], config["ema_decay"]) == ("none", 2e-3, 0.99)
+    preset = PRESETS["scratch"]["age"]
+    for name in ("lr", "ema_decay", "soften_age", "schedule"):  # `small` sets the others
+        assert config[name] == preset[name]
+    assert config["weights"] == "none"
 
 
 def test_without_data_the_built_in_sample(

@@ -232,7 +232,7 @@ def test_size_is_said_before_decoding(
     with pytest.raises(AssertionError, match="decoded"):
         open_cache(paths, spec, folder, say=said.append)
     [line] = said
-    assert f"{len(paths)} pictures" in line and "21 MB" in line and str(folder) in line
+    assert f"{len(paths)} pictures" in line and "21.0 MB" in line and str(folder) in line
 
 
 def test_a_folder_that_cannot_be_made(paths: list[Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -275,12 +276,18 @@ def test_numbers_that_do_not_fit(tmp_path: Path, change: dict[str, int], message
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("progress", [True, False])
-def test_progress_bar_is_drawn_when_wanted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], progress: bool
+def test_progress_bar_is_drawn_when_wanted_and_seen(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    progress: bool,
+    terminal: bool,
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     make_sample(tmp_path / "demo", **SMALL | {"progress": progress})
-    assert ("98/98" in capsys.readouterr().err) is progress
+    assert ("98/98" in capsys.readouterr().err) is (progress and terminal)
 
 
 def test_least_people_follows_from_the_labels() -> None:

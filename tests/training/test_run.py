@@ -323,7 +323,7 @@ def test_early_stopping_stops_and_says_so(data: Path, tmp_path: Path) -> None:
     assert result.epochs == 2  # the second was no better than the first
     assert [line.endswith("stopping early") for line in said if " epoch " in line] == [False, True]
     best = read_checkpoint(result.folder / "best.pt")
-    assert best["trainer"]["iteration"] == best["trainer"]["epoch_length"]  # of equals the first
+    assert best["trainer"]["iteration"] == 2 * best["trainer"]["epoch_length"]  # the latest equal
 
 
 def test_folders_get_numbers_of_their_own(tmp_path: Path) -> None:
