@@ -25,12 +25,13 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-demo: $(INSTALLED) ## train both branches on a made sample, label pictures, score them: runs/demo/score.json
+demo: $(INSTALLED) ## train both branches on a made sample, export, label pictures, score them: runs/demo/score.json
 	$(BIN)/python cli/data.py sample --out $(DEMO)/sample
 	$(BIN)/python cli/train.py --task all --data-dir $(DEMO)/sample/train --model-dir $(DEMO) --config examples/demo.yaml
-	$(BIN)/python cli/infer.py --model $(DEMO) --images $(DEMO)/sample/eval/images --info $(DEMO)/sample/eval/info.csv --out $(DEMO)/output.csv
+	$(BIN)/python export/to_onnx.py --model-dir $(DEMO) --out $(DEMO)/onnx
+	$(BIN)/python cli/infer.py --model $(DEMO)/onnx/maskcls.onnx --images $(DEMO)/sample/eval/images --info $(DEMO)/sample/eval/info.csv --out $(DEMO)/output.csv
 	$(BIN)/python cli/evaluate.py --gt $(DEMO)/sample/eval/gt.csv --pred $(DEMO)/output.csv --json $(DEMO)/score.json
-	@echo "demo: score in $(DEMO)/score.json, labels in $(DEMO)/output.csv, runs in $(DEMO)/mask_gender/ and $(DEMO)/age/"
+	@echo "demo: score in $(DEMO)/score.json, labels in $(DEMO)/output.csv, ONNX files in $(DEMO)/onnx/, runs in $(DEMO)/mask_gender/ and $(DEMO)/age/"
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -1,7 +1,7 @@
 """For tools that call `setup.py`; the metadata stands in `pyproject.toml`.
 
-pip install .                 # the library and its console commands: maskcls-train, ...
-pip install '.[parquet]'      # plus prediction files in Parquet
+pip install '.[all]'          # the library and its console commands: maskcls-train, ...
+pip install '.[runtime]'      # labelling with ONNX files alone, without PyTorch
 make install                  # to work on the project: own .venv, editable, tested versions
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
-from maskcls.labels import ATTRIBUTES, BRANCHES, TASKS
+from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
 from maskcls.models import channels_last, predict_logits, restore_model
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
@@ -19,31 +19,27 @@ BEST = "best.pt"
 
 
 class TorchClassifier:
-    """Checkpoints that together answer mask, gender and age; see `maskcls.runtime.Classifier`.
+    """Checkpoints that together answer mask, gender and age; see `maskcls.runtime.Engine`.
+
+    `complete`: False takes any networks, which `logits` then asks one by one.
 
     Raises:
         CheckpointError: one that cannot be read, an attribute that none answers, or two do.
     """
 
-    def __init__(self, paths: Sequence[Path], device: torch.device) -> None:
+    def __init__(
+        self, paths: Sequence[Path], device: torch.device, *, complete: bool = True
+    ) -> None:
         self._device = device
+        self.provider = device.type
         opened = [open_checkpoint(path) for path in paths]
         contents = [content for content, _ in opened]
         restored = [restore_model(content, path) for content, path in opened]
         self._networks = [channels_last(model.to(device)) for model, _ in restored]
         self._tasks = [manifest.get_task() for _, manifest in restored]
-        answered = [name for task in self._tasks for name in task.attributes]
-        for attribute in ATTRIBUTES:
-            if answered.count(attribute) != 1:
-                shown = ", ".join(
-                    f"{p} ({t.name})" for p, t in zip(paths, self._tasks, strict=True)
-                )
-                how = "none answers" if attribute not in answered else "more than one answers"
-                raise CheckpointError(
-                    f"{shown}: {how} {attribute}; give a run of each of {' and '.join(BRANCHES)}, "
-                    "or the folder that holds them"
-                )
-        self._tta = [str(manifest.config.get("tta", "none")) for _, manifest in restored]
+        if complete:
+            require_all_attributes(self._tasks, paths)
+        self._tta = [manifest.tta for _, manifest in restored]
         self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
         self.models = tuple(
             ModelFile(task.name, str(path), file_digest(path))
@@ -63,16 +59,22 @@ class TorchClassifier:
         ]
 
     @torch.inference_mode()
-    def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-        """uint8 (N, H, W, 3) per network → attribute → probabilities float32 (N, classes)."""
-        answers: dict[str, np.ndarray] = {}
-        for network, task, tta, (mean, std), batch in zip(
-            self._networks, self._tasks, self._tta, self._norms, pixels, strict=True
-        ):
-            images = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2)
-            logits = predict_logits(network, (images.to(torch.float32) - mean) / std, tta)
-            answers |= task.marginals(logits.softmax(dim=1).cpu().numpy())
-        return answers
+    def logits(self, index: int, pixels: np.ndarray) -> np.ndarray:
+        """What one of the networks answers: uint8 (N, H, W, 3) → float32 (N, its classes)."""
+        mean, std = self._norms[index]
+        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+        normalised = (images.to(torch.float32) - mean) / std
+        answer = predict_logits(self._networks[index], normalised, self._tta[index])
+        return answer.cpu().numpy()
+
+    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """uint8 (N, H, W, 3) per network → probabilities of the 18 classes, float32 (N, 18)."""
+        return combine(
+            {
+                task.name: softmax(self.logits(index, batch))
+                for index, (task, batch) in enumerate(zip(self._tasks, pixels, strict=True))
+            }
+        )
 
 
 def find_checkpoints(paths: Sequence[Path]) -> list[Path]:

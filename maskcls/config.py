@@ -204,6 +204,8 @@ _TYPES: dict[str, Any] = typing.get_type_hints(TrainConfig)
 OPTION_FIELDS = tuple(field for field in fields(TrainConfig) if field.name != "task")
 """The fields that become options of `cli/train.py`, in order."""
 
+PEOPLE_FIELDS = ("data_dir", "fixes", "val_ratio", "fold", "folds", "seed")
+"""Fields that decide who trains and who validates."""
 PLACE_FIELDS = frozenset({"data_dir", "model_dir", "name", "fixes"})
 MACHINE_FIELDS = frozenset({"device", "workers", "cache"})
 """Fields that may change when a run is resumed: they do not change what is learnt."""
@@ -261,7 +263,7 @@ _SCRATCH = {
     "label_smoothing": 0.05,
     "class_weights": "sqrt",
     "schedule": "cosine",
-    "epochs": 7,
+    "epochs": 8,
     "patience": 0,  # the cosine's last epochs are its best; stopping before them wastes the run
     "clip_norm": 1.0,
     "ema_decay": 0.995,
@@ -270,17 +272,23 @@ _SCRATCH = {
 }
 # Age is learnt slowly, its validation score is noisy, and its labels are sure to some years only.
 _SCRATCH_AGE = {"epochs": 11, "ema_decay": 0.998, "soften_age": 4.0}
+# The second of two branches starts from the first, which has learnt faces already: a smaller step
+# keeps what it knows.
+_BRANCH = {"lr": 1e-3, "epochs": 12}
+_SCRATCH_PRESETS = {
+    task: _SCRATCH | (_SCRATCH_AGE if "age" in TASKS[task].attributes else {}) for task in TASKS
+}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "imagenet": {
         task: _IMAGENET
         | ({"model": "efficientnet_b3", "optimizer": "adam", "epochs": 20} if task == "age" else {})
         for task in TASKS
     },
-    "scratch": {
-        task: _SCRATCH | (_SCRATCH_AGE if "age" in TASKS[task].attributes else {}) for task in TASKS
-    },
+    "scratch": _SCRATCH_PRESETS,
+    "branch": {task: preset | _BRANCH for task, preset in _SCRATCH_PRESETS.items()},
 }
-"""start (imagenet or scratch) → task → the values that differ from the defaults."""
+"""start (imagenet, scratch, or branch: the other branch's network, itself from scratch) → task →
+the values that differ from the defaults."""
 
 
 def resolve(
@@ -289,7 +297,7 @@ def resolve(
     file: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """Preset, then file, then flags. `start`: which preset, `imagenet` or `scratch`.
+    """Preset, then file, then flags. `start`: which preset, a key of `PRESETS`.
 
     `file` is what `read_yaml` returns; a key that names a task holds values for that task only.
 

@@ -6,6 +6,8 @@
     │   └── PictureError    one picture that cannot be decoded
     ├── CheckpointError     a checkpoint that is damaged, missing or of another run
     ├── WeightsError        pretrained weights that cannot be had or do not fit the network
+    ├── ExportError         an export that did not pass its comparison, or cannot be made
+    ├── ProviderError       a device or execution provider that cannot be had
     ├── TrainingError       a training that cannot go on (NaN loss, full disk)
     └── MissingExtraError   an optional package is not installed; names the extra
 
@@ -45,6 +47,14 @@ class CheckpointError(MaskclsError):
 
 class WeightsError(MaskclsError):
     """Pretrained weights that cannot be had or do not fit the network."""
+
+
+class ExportError(MaskclsError):
+    """An export that did not pass its comparison with PyTorch, or cannot be made."""
+
+
+class ProviderError(MaskclsError):
+    """An execution provider that was asked for and cannot be had."""
 
 
 class TrainingError(MaskclsError):

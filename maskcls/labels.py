@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import PurePath
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from maskcls.errors import ConfigError, DataError, unknown
+from maskcls.errors import CheckpointError, ConfigError, DataError, unknown
 
 
 class MaskLabels(IntEnum):
@@ -166,6 +167,49 @@ class Task:
             attribute: joint.sum(axis=tuple(axis for axis in axes if axis != position))
             for position, attribute in zip(axes, self.attributes, strict=True)
         }
+
+    @property
+    def joint_shape(self) -> tuple[int, ...]:
+        """Shape of its class probabilities in the grid of all attributes: 1 for an attribute that
+        it does not answer. `mask_gender` has (3, 2, 1)."""
+        return tuple(
+            len(names) if attribute in self.attributes else 1
+            for attribute, names in ATTRIBUTES.items()
+        )
+
+
+def combine(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Class probabilities of tasks that together answer every attribute once → those of the
+    18 classes: task → (N, its classes) becomes (N, 18). Networks are taken as independent."""
+    grid: Any = 1
+    for name, probabilities in parts.items():
+        grid = grid * probabilities.reshape(-1, *TASKS[name].joint_shape)
+    joined: np.ndarray = np.asarray(grid).reshape(len(grid), MULTI.num_classes)
+    return joined
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits (N, C) → probabilities (N, C), float32."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: np.ndarray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def require_all_attributes(tasks: Sequence[Task], files: Sequence[PurePath]) -> None:
+    """Networks that label pictures answer every attribute, and none twice.
+
+    Raises:
+        CheckpointError: they do not; names the files.
+    """
+    answered = [name for task in tasks for name in task.attributes]
+    for attribute in ATTRIBUTES:
+        if answered.count(attribute) != 1:
+            shown = ", ".join(f"{p} ({t.name})" for p, t in zip(files, tasks, strict=True))
+            how = "none answers" if attribute not in answered else "more than one answers"
+            raise CheckpointError(
+                f"{shown}: {how} {attribute}; give one of each of {' and '.join(BRANCHES)}, "
+                "or the folder that holds them"
+            )
 
 
 TASKS: dict[str, Task] = {

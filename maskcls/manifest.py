@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any
 
+from maskcls.config import CLASS_WEIGHT_NAMES, PLACE_FIELDS, WEIGHT_NAMES
 from maskcls.errors import CheckpointError, MaskclsError
-from maskcls.labels import TASKS, Task
+from maskcls.labels import ATTRIBUTES, TASKS, Task
 from maskcls.preprocessing import PreprocessSpec
 
 FORMAT = 1
@@ -45,10 +47,30 @@ class Manifest:
         """The entry of the task table."""
         return TASKS[self.task]
 
+    @property
+    def tta(self) -> str:
+        """What the network averages over when it labels: `none` or `flip`."""
+        return str(self.config.get("tta", "none"))
+
+    def without_places(self) -> Manifest:
+        """The same for a file that is given away: no path of this machine in it."""
+        config = {
+            key: value
+            for key, value in self.config.items()
+            if key not in PLACE_FIELDS and key != "cache"
+        }
+        for key, words in (("weights", WEIGHT_NAMES), ("class_weights", CLASS_WEIGHT_NAMES)):
+            if key in config and config[key] not in words:
+                config[key] = PurePath(str(config[key])).name
+        return replace(self, config=config)
+
     def to_json(self) -> str:
         """One JSON object; keys sorted, so equal manifests give equal text."""
-        values = asdict(self) | {"preprocess": self.preprocess.to_dict()}
-        return json.dumps(values, sort_keys=True, ensure_ascii=False)
+        return json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"preprocess": self.preprocess.to_dict()}
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -78,4 +100,67 @@ class Manifest:
             AttributeError,
             RecursionError,  # of json, on text that is nested too deep
         ) as error:
+            raise CheckpointError(f"not a manifest of maskcls: {error!r}") from error
+
+
+ONNX_KEY = "maskcls"
+"""Where an ONNX file's `metadata_props` hold its `OnnxManifest`."""
+SEEN_KEY = "maskcls.trained_on"
+"""… and whom its networks were trained on: fingerprints, int64 little-endian, base64."""
+
+
+@dataclass(frozen=True)
+class OnnxManifest:
+    """What an ONNX file says about itself."""
+
+    kind: str  # network: normalised pixels → logits of one task; fused: raw pixels → 18 classes
+    networks: tuple[Manifest, ...]
+    checkpoints: tuple[str, ...]  # sha256 of the file that each network comes from
+    precision: str  # fp32, fp16 or int8
+    opset: int
+    input_size: tuple[int, int] | None = None  # fused: (height, width); None takes any
+    versions: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)  # what the comparison came to
+
+    def __post_init__(self) -> None:
+        answered = [name for network in self.networks for name in network.get_task().attributes]
+        complete = sorted(answered) == sorted(ATTRIBUTES)
+        if self.kind not in ("network", "fused") or not (
+            complete if self.kind == "fused" else len(self.networks) == 1
+        ):
+            raise CheckpointError(f"manifest: a {self.kind!r} file that answers {answered}")
+        if len(self.checkpoints) != len(self.networks):
+            raise CheckpointError("manifest: not one checkpoint per network")
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        values = {
+            **{item.name: getattr(self, item.name) for item in fields(self)},
+            "networks": [network.to_dict() for network in self.networks],
+            "format": FORMAT,
+        }
+        return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> OnnxManifest:
+        """The inverse of `to_json`.
+
+        Raises:
+            CheckpointError: not a manifest, or one of a newer format.
+        """
+        try:
+            values = json.loads(text)
+            if values.pop("format") > FORMAT:
+                raise CheckpointError("manifest of a newer format: install a newer maskcls")
+            values["networks"] = tuple(
+                Manifest.from_json(json.dumps(network)) for network in values["networks"]
+            )
+            values["checkpoints"] = tuple(values["checkpoints"])
+            if values["input_size"] is not None:
+                height, width = values["input_size"]
+                values["input_size"] = int(height), int(width)
+            return cls(**values)
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"not a manifest of maskcls: {error!r}") from error

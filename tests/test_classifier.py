@@ -13,7 +13,7 @@ from torch import nn
 from maskcls.checkpoints import file_digest, save_checkpoint
 from maskcls.classifier import TorchClassifier, find_checkpoints
 from maskcls.errors import CheckpointError
-from maskcls.labels import ATTRIBUTES, TASKS
+from maskcls.labels import ATTRIBUTES, MULTI, TASKS
 from maskcls.manifest import Manifest
 from maskcls.models import create_model, model_args
 from maskcls.preprocessing import PreprocessSpec
@@ -73,7 +73,7 @@ def test_two_branches_equal_pytorch(tmp_path: Path, order: list[str]) -> None:
     classifier = TorchClassifier([tmp_path / f"{task}.pt" for task in order], CPU)
     assert classifier.specs == tuple(SPECS[task] for task in order)
     pixels = batches(order)
-    answer = classifier.predict(pixels)
+    answer = MULTI.marginals(classifier.predict(pixels))
     parts = dict(zip(order, pixels, strict=True))
     both = direct(models["mask_gender"], "mask_gender", parts["mask_gender"]).reshape(-1, 3, 2)
     age = direct(models["age"], "age", parts["age"])
@@ -90,7 +90,8 @@ def test_two_branches_equal_pytorch(tmp_path: Path, order: list[str]) -> None:
 def test_other_sets_of_networks(tmp_path: Path, tasks: list[str]) -> None:
     models = [write(tmp_path / f"{task}.pt", task) for task in tasks]
     pixels = batches(tasks)
-    answer = TorchClassifier([tmp_path / f"{task}.pt" for task in tasks], CPU).predict(pixels)
+    classifier = TorchClassifier([tmp_path / f"{task}.pt" for task in tasks], CPU)
+    answer = MULTI.marginals(classifier.predict(pixels))
     assert set(answer) == set(ATTRIBUTES)
     if tasks == ["multi"]:
         joint = direct(models[0], "multi", pixels[0]).reshape(-1, 3, 2, 3)
@@ -105,8 +106,8 @@ def test_networks_are_in_evaluation_mode(tmp_path: Path) -> None:
     write(tmp_path / "multi.pt", "multi", name="resnet18")  # batch normalisation
     classifier = TorchClassifier([tmp_path / "multi.pt"], CPU)
     [pixels] = batches(["multi"])
-    whole = classifier.predict([pixels])["mask"]
-    alone = np.concatenate([classifier.predict([pixels[i : i + 1]])["mask"] for i in range(9)])
+    whole = classifier.predict([pixels])
+    alone = np.concatenate([classifier.predict([pixels[i : i + 1]]) for i in range(9)])
     np.testing.assert_allclose(whole, alone, atol=1e-5)
 
 

@@ -117,7 +117,7 @@ def test_commands_and_examples_run(tmp_path: Path) -> None:
 
 
 def run_commands(folder: Path) -> None:
-    for name in ("cli", "maskcls", "examples"):
+    for name in ("cli", "export", "maskcls", "examples"):
         (folder / name).symlink_to(ROOT / name)
     for number, yaml in enumerate(blocks("yaml")):
         name = re.match(r"# (\S+\.yaml)\n", yaml)
@@ -133,7 +133,9 @@ def check_what_commands_leave(folder: Path) -> None:
     for name in ("output.csv", "output.csv.json", "score.json", "confusion.png", "out/output.csv"):
         assert (folder / name).is_file(), name
     ran = [command for command in commands() if program(command) not in NOT_RUN]
-    assert {script(command) for command in ran} == {"data", "train", "infer", "evaluate"}
+    assert {script(command) for command in ran} == {
+        *("data", "train", "infer", "evaluate", "to_onnx", "doctor")
+    }
 
 
 def check_the_table_of_a_run(folder: Path) -> None:
@@ -149,6 +151,7 @@ def run_python_examples(folder: Path) -> None:
     demo.mkdir()
     for task in ("mask_gender", "age"):
         shutil.copytree(folder / "runs" / task, demo / task)
+    (demo / "onnx").symlink_to(folder / "onnx")
     (demo / "sample").symlink_to(folder / "data")
     # One after the other in one process, each in a namespace of its own: torch loads only once.
     examples = blocks("python")
@@ -301,6 +304,7 @@ def test_presets_table() -> None:
     configs: list[TrainConfig] = [
         resolve(task, start) for start in ("imagenet", "scratch") for task in ("mask_gender", "age")
     ]
+    configs.append(resolve("age", "branch"))
     rows = table("| option | fine-tuning: mask_gender")
     for option, *cells in rows:
         field = code(option)[0].removeprefix("--").replace("-", "_")

@@ -1,4 +1,4 @@
-"""The scripts in `cli/`: they answer `--help` from anywhere, at once."""
+"""The scripts in `cli/` and `export/`: they answer `--help` from anywhere, at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIMS = sorted((ROOT / "cli").glob("*.py"))
+SHIMS = sorted([*(ROOT / "cli").glob("*.py"), *(ROOT / "export").glob("*.py")])
 CPU_SECONDS = 1.0
 
 
@@ -27,8 +27,9 @@ def help_of(shim: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_shims_are_the_four_commands() -> None:
-    assert [shim.stem for shim in SHIMS] == ["data", "evaluate", "infer", "train"]
+def test_the_shims_are_the_commands() -> None:
+    names = ["data", "doctor", "evaluate", "infer", "train", "to_onnx"]
+    assert [shim.stem for shim in SHIMS] == names
 
 
 @pytest.mark.parametrize("shim", SHIMS, ids=lambda shim: shim.name)

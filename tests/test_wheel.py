@@ -26,6 +26,8 @@ COMMANDS = {
     "maskcls-infer": "maskcls.commands.infer:main",
     "maskcls-evaluate": "maskcls.commands.evaluate:main",
     "maskcls-data": "maskcls.commands.data:main",
+    "maskcls-export": "maskcls.commands.export:main",
+    "maskcls-doctor": "maskcls.commands.doctor:main",
 }
 
 # One worker builds, the others would only do it again.

@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
-from maskcls.errors import MaskclsError
+from maskcls.errors import MaskclsError, MissingExtraError
 
 P = ParamSpec("P")
 
@@ -35,6 +35,19 @@ FILE_ERRORS = frozenset(
     )
 )
 """A user can mend these; with the file's name they say all there is to say."""
+
+
+EXTRA_OF = {
+    "torch": "train",
+    "torchvision": "train",
+    "ignite": "train",
+    "efficientnet_pytorch": "train",
+    "tensorboard": "train",
+    "onnxscript": "train",
+    "onnx": "runtime",
+    "onnxruntime": "runtime",
+}
+"""Package → the extra that brings it."""
 
 
 def guarded(main: Callable[P, int]) -> Callable[P, int]:
@@ -58,6 +71,11 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
             return code
         except MaskclsError as error:
             return _fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            extra = EXTRA_OF.get(str(error.name).partition(".")[0])
+            if extra is None:
+                raise
+            return _fail(str(MissingExtraError(str(error.name), extra, "this command")), 1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

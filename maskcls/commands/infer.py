@@ -16,10 +16,12 @@ from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError
 
 if TYPE_CHECKING:
-    from maskcls.runtime import Classifier
+    from maskcls.runtime import Engine
 
 PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
 OUTPUT_FILE = "output.csv"
+CPU_BATCH, GPU_BATCH = 16, 64
+"""Pictures at once. On a CPU more of them do not fit its cache; on a GPU fewer leave it idle."""
 SHOWN_ERRORS = 5
 
 EPILOG = """\
@@ -27,7 +29,10 @@ The answer is ImageID,ans with ans = mask * 6 + gender * 3 + age, 0 to 17. With 
 and their order are kept; without one, every picture under the folder is labelled. A picture that
 cannot be read gets an empty ans and its reason in a column `error`, and the job goes on.
 
+A job that was interrupted leaves its finished parts beside the output; --resume goes on from them.
+
 examples:
+  maskcls-infer --model onnx/maskcls.onnx --images photos --out labels.csv
   maskcls-infer --model runs --images data/eval --out output.csv
   maskcls-infer --model runs/mask_gender/exp runs/age/exp --images photos --out labels.csv
   maskcls-infer --model runs --images list.txt --out labels.csv --probabilities
@@ -47,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="model folder of maskcls-train (its newest runs), or run folders or checkpoints; "
+        help="maskcls.onnx or single networks of maskcls-export; or the model folder of "
+        "maskcls-train (its newest runs), run folders or checkpoints; "
         + env_help("SM_CHANNEL_MODEL"),
     )
     parser.add_argument(
@@ -71,12 +77,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--provider", default="auto", choices=PROVIDERS, help="where to compute (default auto)"
     )
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default 32")
+    parser.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        metavar="N",
+        help=f"pictures at once; auto, the default: {CPU_BATCH} on a CPU, {GPU_BATCH} on a GPU",
+    )
     parser.add_argument(
         "--workers", type=_positive, default=2, metavar="N", help="threads that decode (default 2)"
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="a column per attribute and class, too"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a job that was interrupted, to the same file",
     )
     parser.add_argument(
         "--strict", action="store_true", help="a picture that cannot be read ends the job"
@@ -100,15 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     sources = list_pictures(images, args.info)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
-    classifier = open_classifier(models, args.provider)
+    engine = open_engine(models, args.provider)
     result = inference(
-        classifier,
+        engine,
         sources,
         args.out,
-        batch_size=args.batch_size,
+        batch_size=_resolve_batch_size(args.batch_size, engine.provider),
         workers=args.workers,
         probabilities=args.probabilities,
         strict=args.strict,
+        resume=args.resume,
     )
     print(f"labelled {result.pictures - len(result.errors)} pictures → {result.out}")
     if result.errors:
@@ -126,16 +144,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_classifier(paths: Sequence[Path], provider: str) -> Classifier:
+def open_engine(paths: Sequence[Path], provider: str) -> Engine:
     """What answers for these files: here is where other kinds of model files join in.
 
     Raises:
         CheckpointError: files that cannot be read, or do not answer all attributes.
         ConfigError: a provider that these files cannot run on.
+        ProviderError: a provider that cannot be had.
     """
+    folders = [path for path in paths if path.is_dir()]
+    if len(paths) == 1 and folders and not any(paths[0].glob("*/*/best*.pt*")):
+        fused = paths[0] / "maskcls.onnx"  # the folder of maskcls-export
+        paths = [fused] if fused.is_file() else paths
     onnx = [path for path in paths if path.suffix.lower() == ".onnx"]
     if onnx:
-        raise ConfigError(f"--model {onnx[0]}: ONNX files are not read yet; give run folders")
+        if len(onnx) < len(paths):
+            raise ConfigError("--model: give ONNX files or checkpoints, not both")
+        from maskcls.runtime import open_onnx
+
+        engine = open_onnx(onnx, provider)
+        print(f"computing with {engine.provider}")
+        return engine
     if provider == "tensorrt":
         raise ConfigError("--provider tensorrt: PyTorch checkpoints run on cpu or cuda")
 
@@ -154,6 +183,16 @@ def _from_environment(flag: str, variable: str) -> list[Path]:
     if path is None:
         raise ConfigError(f"{flag} is missing; give it, or set ${variable}")
     return [path]
+
+
+def _resolve_batch_size(chosen: str | int, provider: str) -> int:
+    if isinstance(chosen, int):
+        return chosen
+    return CPU_BATCH if "CPU" in provider.upper() else GPU_BATCH
+
+
+def _batch_size(text: str) -> str | int:
+    return text if text == "auto" else _positive(text)
 
 
 def _positive(text: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.config import (
     OPTION_FIELDS,
+    PEOPLE_FIELDS,
     PRESETS,
     TrainConfig,
     file_values,
@@ -37,7 +38,8 @@ METAVARS = {str: "NAME", int: "N", float: "X", "model_dir": "DIR", "cache": "DIR
 EPILOG = """\
 Values come from the preset of the task, then --config FILE, then the options given here. There are
 two presets per task: one that fine-tunes ImageNet weights, and one from scratch, taken where there
-are none (--weights none, or auto without a network).
+are none (--weights none, or auto without a network). With --task all from scratch, age starts from
+the network that has just learnt mask_gender on the same people.
 
 examples:
   maskcls-train --task all --data-dir data/train            both branches, one after the other
@@ -123,10 +125,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.training import train
 
+    before: tuple[TrainConfig, Path] | None = None
     for name in tasks:
         missing = {key: value for key, value in places.items() if key not in given[name]}
         config = _choose_preset(name, values, missing | flags)
+        if before is not None and _can_follow(config, before[0]):
+            branch = {"weights": str(before[1])}
+            config = resolve(name, "branch", values, missing | flags | branch)
+            print(f"{name} starts from what {before[0].task} has learnt on the same people")
         result = train(config)
+        before = config, result.folder / "best.pt"
         print(
             f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
             f"{result.epochs} epochs → {result.folder / 'best.pt'}"
@@ -185,6 +193,16 @@ def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> 
     if own is not None and "model" not in given:
         flags = {**flags, "model": own}
     return resolve(task, "imagenet", values, flags)
+
+
+def _can_follow(config: TrainConfig, first: TrainConfig) -> bool:
+    """Whether a branch that would start at random can start from the one before it. The same
+    people must validate in both: a network that has seen them would flatter itself."""
+    return (
+        config.weights == first.weights == "none"
+        and config.model == first.model
+        and all(getattr(config, name) == getattr(first, name) for name in PEOPLE_FIELDS)
+    )
 
 
 def _kind(hint: Any) -> type:

@@ -1,8 +1,19 @@
-"""Labelling pictures with trained networks. Needs no PyTorch: a classifier is anything that fits
-`Classifier`, be it built on PyTorch checkpoints or on an ONNX session.
+"""Labelling pictures with trained networks. Needs no PyTorch: `Classifier` runs ONNX files, and
+`inference` labels with anything that fits `Engine`, be it an ONNX session or PyTorch checkpoints.
 """
 
-from maskcls.runtime.labelling import Classifier, LabellingResult, inference
+from maskcls.runtime.classifier import Classifier, Prediction
+from maskcls.runtime.engines import Engine, open_onnx
+from maskcls.runtime.labelling import LabellingResult, inference
 from maskcls.runtime.sources import Source, list_pictures
 
-__all__ = ["Classifier", "LabellingResult", "Source", "inference", "list_pictures"]
+__all__ = [
+    "Classifier",
+    "Engine",
+    "LabellingResult",
+    "Prediction",
+    "Source",
+    "inference",
+    "list_pictures",
+    "open_onnx",
+]

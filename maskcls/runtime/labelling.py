@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from maskcls.errors import DataError, MissingExtraError, PictureError
@@ -18,27 +21,14 @@ from maskcls.files import replacing
 from maskcls.images import content_digest, decode, read_bytes
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.preprocessing import PreprocessSpec
-from maskcls.provenance import ModelFile, Provenance, fingerprint, write_provenance
+from maskcls.provenance import Provenance, fingerprint, write_provenance
+from maskcls.runtime.engines import Engine
+from maskcls.runtime.parts import Parts
 from maskcls.runtime.sources import Source
 
-
-class Classifier(Protocol):
-    """What answers: one network or several that together know mask, gender and age."""
-
-    @property
-    def specs(self) -> Sequence[PreprocessSpec]:
-        """What each of its networks is fed, in the order of `predict`'s argument."""
-
-    @property
-    def models(self) -> tuple[ModelFile, ...]:
-        """The files it was loaded from."""
-
-    @property
-    def trained_on(self) -> frozenset[int] | None:
-        """Fingerprints of the people and pictures it was trained on; None if it does not say."""
-
-    def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-        """uint8 (N, H, W, 3) per spec → attribute → probabilities float32 (N, classes)."""
+PART = 512
+"""Pictures per part, at least: what a killed job loses at most, and what is in memory of its rows.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ class LabellingResult:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
     """A picture on its way: pixels per spec, or why there are none."""
 
     source: Source
@@ -62,7 +52,7 @@ class _Decoded:
 
 
 def inference(
-    classifier: Classifier,
+    engine: Engine,
     sources: Sequence[Source],
     out: Path,
     *,
@@ -70,77 +60,118 @@ def inference(
     workers: int = 2,
     probabilities: bool = False,
     strict: bool = False,
+    resume: bool = False,
 ) -> LabellingResult:
     """Labels pictures with the 18 classes and writes `ImageID,ans` in their order.
 
     `out`: `.csv`, or `.parquet` (extra `parquet`). A picture that cannot be read has an empty `ans`
     and its reason in a column `error`, which a file without errors does not have. With
     `probabilities` there is a column per attribute and class. The file appears when it is complete;
-    beside it lies its provenance.
+    beside it lies its provenance. Until then finished parts lie in `output.csv.parts/`; with
+    `resume` an interrupted job goes on after them and ends with the same file.
 
     Raises:
-        DataError: no picture was given, or none could be read.
+        DataError: no picture was given, or none could be read; or an unfinished job of this output
+            is in the way.
         PictureError: with `strict`, a picture that cannot be read.
         MissingExtraError: Parquet without pyarrow.
     """
     if not sources:
         raise DataError("no pictures to label")
-    rows: list[dict[str, object]] = []
+    if out.suffix.lower() == ".parquet":
+        _import_pyarrow(out)  # or fail before the work, not after it
+    parts = Parts(out, _job_key(engine, sources, batch_size, probabilities), resume=resume)
+    try:
+        _label_rest(engine, sources, parts, batch_size, workers, probabilities, strict)
+    finally:
+        if parts.done == 0:  # nothing to go on from
+            parts.remove()
     errors: list[str] = []
     seen = 0
-    known = classifier.trained_on
-    with tqdm(total=len(sources), desc="labelling", unit="img", disable=None) as bar:
-        for batch in _decoded_batches(classifier, sources, batch_size, workers, known):
-            good = [picture for picture in batch if not picture.error]
-            answers = iter(_answer(classifier, good, probabilities))
-            for picture in batch:
-                if picture.error and strict:
-                    raise PictureError(picture.error)
-                if picture.error:
-                    errors.append(picture.error)
-                row = {"error": picture.error} if picture.error else next(answers)
-                rows.append({"ImageID": picture.source.image_id, **row})
-                seen += picture.seen
-            bar.update(len(batch))
+    for row in parts.rows():
+        seen += row["seen"]
+        if "error" in row:
+            errors.append(row["error"])
     if len(errors) == len(sources):
+        parts.remove()
         raise DataError(f"none of {len(sources)} pictures can be read, first: {errors[0]}")
 
     columns = ["ImageID", "ans"]
     if probabilities:
         columns += [_column(name, value) for name, values in ATTRIBUTES.items() for value in values]
-    _write(out, columns + (["error"] if errors else []), rows)
-    seen_in_training = None if known is None else seen
-    write_provenance(
-        out, Provenance(len(sources), len(errors), seen_in_training, classifier.models)
-    )
+    _write(out, columns + (["error"] if errors else []), parts)
+    seen_in_training = None if engine.trained_on is None else seen
+    write_provenance(out, Provenance(len(sources), len(errors), seen_in_training, engine.models))
+    parts.remove()
     return LabellingResult(out, len(sources), tuple(errors), seen_in_training)
 
 
-def _decoded_batches(
-    classifier: Classifier,
+def _label_rest(
+    engine: Engine,
+    sources: Sequence[Source],
+    parts: Parts,
+    batch_size: int,
+    workers: int,
+    probabilities: bool,
+    strict: bool,
+) -> None:
+    """The parts that are not there yet. They hold whole batches, so a job that goes on computes
+    the same batches as one that was never interrupted."""
+    part_size = batch_size * max(1, PART // batch_size)
+    start = min(parts.done * part_size, len(sources))
+    known = engine.trained_on
+    rows: list[dict[str, object]] = []
+    with tqdm(total=len(sources), initial=start, desc="labelling", unit="img", disable=None) as bar:
+        for batch in decoded_batches(engine.specs, sources[start:], batch_size, workers, known):
+            good = [picture for picture in batch if not picture.error]
+            answers = iter(_answer(engine, good, probabilities))
+            for picture in batch:
+                if picture.error and strict:
+                    raise PictureError(picture.error)
+                row = {"error": picture.error} if picture.error else next(answers)
+                rows.append({"ImageID": picture.source.image_id, "seen": int(picture.seen), **row})
+            if len(rows) >= part_size:
+                parts.write(rows)
+                rows = []
+            bar.update(len(batch))
+    if rows:
+        parts.write(rows)
+
+
+def _job_key(
+    engine: Engine, sources: Sequence[Source], batch_size: int, probabilities: bool
+) -> str:
+    """What must be the same for a job to go on."""
+    digest = hashlib.sha256()
+    options = [batch_size, probabilities, *(model.sha256 for model in engine.models)]
+    digest.update(json.dumps(options).encode())
+    for source in sources:
+        digest.update(json.dumps([source.image_id, str(source.path)]).encode())
+    return digest.hexdigest()
+
+
+def decoded_batches(
+    specs: Sequence[PreprocessSpec | None],
     sources: Sequence[Source],
     batch_size: int,
     workers: int,
     known: frozenset[int] | None,
-) -> Iterator[list[_Decoded]]:
+) -> Iterator[list[Decoded]]:
     """Batches in order; the next ones are decoded while the caller works on the present one, and
     never more than three are in memory."""
-    specs = tuple(classifier.specs)
 
-    def load(source: Source) -> _Decoded:
+    def load(source: Source) -> Decoded:
         try:
             content = read_bytes(source.path)
             image = decode(content, source.path)
         except PictureError as error:
-            return _Decoded(source, (), False, str(error))
-        # The same spec twice, as of two branches trained alike, is resized once.
-        resized = {spec: spec.resize(image) for spec in dict.fromkeys(specs)}
+            return Decoded(source, (), False, str(error))
         person = fingerprint(unicodedata.normalize("NFC", source.path.parent.name))
         seen = bool(known and (person in known or fingerprint(content_digest(content)) in known))
-        return _Decoded(source, tuple(resized[spec] for spec in specs), seen)
+        return Decoded(source, prepare(image, specs), seen)
 
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[list[Future[_Decoded]]] = []
+        waiting: list[list[Future[Decoded]]] = []
         try:
             for start in range(0, len(sources), batch_size):
                 part = sources[start : start + batch_size]
@@ -153,24 +184,42 @@ def _decoded_batches(
             pool.shutdown(cancel_futures=True)
 
 
+def prepare(image: Image.Image, specs: Sequence[PreprocessSpec | None]) -> tuple[np.ndarray, ...]:
+    """Upright RGB picture → what each input of an engine is fed."""
+    # The same spec twice, as of two branches trained alike, is resized once.
+    resized = {
+        spec: np.asarray(image) if spec is None else spec.resize(image)
+        for spec in dict.fromkeys(specs)
+    }
+    return tuple(resized[spec] for spec in specs)
+
+
+def predict(engine: Engine, pictures: Sequence[Decoded]) -> np.ndarray:
+    """Decoded pictures → probabilities of the 18 classes, float32 (N, 18)."""
+    columns = [
+        [picture.pixels[index] for picture in pictures] for index in range(len(engine.specs))
+    ]
+    return engine.predict(
+        [
+            column if spec is None else np.stack(column)
+            for spec, column in zip(engine.specs, columns, strict=True)
+        ]
+    )
+
+
 def _answer(
-    classifier: Classifier, pictures: Sequence[_Decoded], probabilities: bool
+    engine: Engine, pictures: Sequence[Decoded], probabilities: bool
 ) -> Iterable[dict[str, object]]:
     """A row per picture, without its name."""
     if not pictures:
         return
-    pixels = [
-        np.stack([picture.pixels[index] for picture in pictures])
-        for index in range(len(classifier.specs))
-    ]
-    predicted = classifier.predict(pixels)
-    labels = MULTI.encode(**{name: predicted[name].argmax(axis=1) for name in ATTRIBUTES})
-    for index, label in enumerate(labels):
+    predicted = predict(engine, pictures)
+    marginals = MULTI.marginals(predicted) if probabilities else {}
+    for index, label in enumerate(predicted.argmax(axis=1)):
         row: dict[str, object] = {"ans": int(label)}
-        if probabilities:
-            for name, values in ATTRIBUTES.items():
-                for value, probability in zip(values, predicted[name][index], strict=True):
-                    row[_column(name, value)] = round(float(probability), 6)
+        for name, values in marginals.items():
+            for value, probability in zip(ATTRIBUTES[name], values[index], strict=True):
+                row[_column(name, value)] = round(float(probability), 6)
         yield row
 
 
@@ -178,21 +227,33 @@ def _column(attribute: str, value: str) -> str:
     return f"{attribute}: {value}"
 
 
-def _write(out: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+def _write(out: Path, columns: Sequence[str], parts: Parts) -> None:
     with replacing(out) as temporary:
         if out.suffix.lower() == ".parquet":
-            try:
-                import pyarrow
-                import pyarrow.parquet
-            except ImportError:
-                raise MissingExtraError("pyarrow", "parquet", f"{out}: Parquet") from None
-            arrays = {name: [row.get(name) for row in rows] for name in columns}
-            pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)
-        else:
-            # surrogateescape: a file name that is no UTF-8 is written as it lies on the disk.
-            with temporary.open(
-                "w", encoding="utf-8", errors="surrogateescape", newline=""
-            ) as file:
-                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            _write_parquet(temporary, columns, parts, _import_pyarrow(out))
+            return
+        # surrogateescape: a file name that is no UTF-8 is written as it lies on the disk.
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            writer = csv.DictWriter(
+                file, columns, restval="", extrasaction="ignore", lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows(parts.rows())
+
+
+def _write_parquet(path: Path, columns: Sequence[str], parts: Parts, pyarrow: Any) -> None:
+    kinds = {"ImageID": pyarrow.string(), "ans": pyarrow.int64(), "error": pyarrow.string()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for part in parts:
+            arrays = {name: [row.get(name) for row in part] for name in columns}
+            writer.write_table(pyarrow.table(arrays, schema=schema))
+
+
+def _import_pyarrow(out: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "parquet", f"{out}: Parquet") from None
+    return pyarrow

@@ -23,7 +23,7 @@ from maskcls.config import resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.images import decode, read_bytes
-from maskcls.labels import MULTI
+from maskcls.labels import MULTI, combine
 from maskcls.models import load_model
 from maskcls.training import handlers, train
 
@@ -90,7 +90,7 @@ def expected(models: Path, paths: list[Path]) -> list[int]:
     answers = []
     loaded = [load_model(models / task / "exp") for task in ("mask_gender", "age")]
     for path in paths:
-        digits: dict[str, int] = {}
+        parts = {}
         for model, manifest in loaded:
             spec = manifest.preprocess
             pixels = spec.resize(decode(read_bytes(path), path))
@@ -98,9 +98,8 @@ def expected(models: Path, paths: list[Path]) -> list[int]:
             mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
             with torch.inference_mode():
                 probabilities = model((image - mean) / std).softmax(dim=1).numpy()
-            marginals = manifest.get_task().marginals(probabilities)
-            digits |= {name: int(values.argmax()) for name, values in marginals.items()}
-        answers.append(int(MULTI.encode(**digits)))
+            parts[manifest.task] = probabilities
+        answers.append(int(combine(parts).argmax()))
     return answers
 
 
@@ -262,7 +261,8 @@ def test_models_that_do_not_do(
     assert "more than one answers" in fails([*argv, run, run, both], capsys)
     assert "no such checkpoint or folder: gone" in fails([*argv, "gone"], capsys)
     (place / "model.onnx").touch()
-    assert "ONNX files are not read" in fails([*argv, "model.onnx"], capsys, code=2)
+    assert "model.onnx: damaged, truncated" in fails([*argv, "model.onnx"], capsys)
+    assert "not both" in fails([*argv, "model.onnx", run], capsys, code=2)
     (place / "junk.pt").write_bytes(b"junk")
     assert "junk.pt" in fails([*argv, "junk.pt"], capsys)
     assert not (place / "o.csv").exists()
@@ -341,19 +341,17 @@ def test_a_person_is_known_in_either_spelling(data: Path, place: Path) -> None:
     class Plain:
         specs = ()
         models = ()
+        provider = "cpu"
         trained_on = frozenset({fingerprint(unicodedata.normalize("NFC", "000001_male_한국_30"))})
 
-        def predict(self, pixels: object) -> dict[str, np.ndarray]:
-            return {name: np.eye(1, size, dtype=np.float32) for name, size in SIZES.items()}
+        def predict(self, pixels: object) -> np.ndarray:
+            return np.eye(1, 18, dtype=np.float32)
 
     folder = place / unicodedata.normalize("NFD", "000001_male_한국_30")
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     result = inference(Plain(), [Source("a", folder / "a.png")], place / "o.csv")
     assert result.seen_in_training == 1
-
-
-SIZES = {"mask": 3, "gender": 2, "age": 3}
 
 
 @pytest.mark.filterwarnings("default:.*taking .* instead")

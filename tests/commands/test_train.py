@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from matplotlib.figure import Figure
 
@@ -82,6 +83,38 @@ def copy_of(data: Path, place: Path, table: bool = False) -> Path:
     if not table:
         (place / "data" / "train.csv").unlink()
     return place / "data"
+
+
+def test_age_starts_from_what_mask_gender_has_learnt(
+    place: Path, data: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*small, "--data-dir", str(data), "--task", "all", "--epochs", "1", "--lr", "0"]
+    assert main([*argv, "--model-dir", "models"]) == 0
+    assert "age starts from what mask_gender has learnt" in capsys.readouterr().out
+    first = place / "models" / "mask_gender" / "exp"
+    config = read_yaml(place / "models" / "age" / "exp" / "config.yaml")
+    assert config["weights"] == str(Path("models/mask_gender/exp/best.pt"))
+    assert config["weight_decay"] == PRESETS["branch"]["age"]["weight_decay"]  # not fine-tuning's
+    before, after = (
+        load_model(run)[0].state_dict() for run in (first, place / "models" / "age" / "exp")
+    )
+    frozen = [name for name, value in before.items() if value.dim() == 4]  # nothing moves at lr 0
+    assert frozen
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+
+
+@pytest.mark.parametrize(
+    "section", [{"seed": 7}, {"val_ratio": 0.4}, {"model": "resnet18", "height": 32, "width": 32}]
+)
+def test_a_branch_with_other_people_or_network_starts_at_random(
+    place: Path, data: Path, section: dict[str, object]
+) -> None:
+    file = place / "own.yaml"
+    values = SMALL | {"cache": str(data.parent / "cache"), "epochs": 1, "age": section}
+    file.write_text(yaml.safe_dump(values))
+    argv = ["--config", str(file), "--data-dir", str(data), "--task", "all"]
+    assert main([*argv, "--model-dir", "models"]) == 0
+    assert read_yaml(place / "models/age/exp/config.yaml")["weights"] == "none"
 
 
 def test_both_branches_with_sections_and_flags(

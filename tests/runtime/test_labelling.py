@@ -10,7 +10,7 @@ import csv
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ from PIL import Image
 
 from maskcls.errors import DataError, MissingExtraError, PictureError
 from maskcls.images import read_image
-from maskcls.labels import ATTRIBUTES, MULTI
+from maskcls.labels import ATTRIBUTES, MULTI, combine
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile, fingerprint, provenance_path, read_provenance
-from maskcls.runtime import Classifier, Source, inference, list_pictures
+from maskcls.runtime import Engine, Source, inference, labelling, list_pictures
+from maskcls.runtime.parts import parts_path
 
 SPECS = (PreprocessSpec(32, 40), PreprocessSpec(48, 32, (0.5, 0.5)))
 COUNT = 23
@@ -31,6 +32,7 @@ COUNT = 23
 class PixelClassifier:
     """Probabilities as a fixed function of the mean colours; two networks with their own specs."""
 
+    provider = "cpu"
     models = (ModelFile("mask_gender", "a.pt", "0" * 64), ModelFile("age", "b.pt", "1" * 64))
 
     def __init__(
@@ -42,17 +44,19 @@ class PixelClassifier:
         self.specs = specs
         self.batches: list[int] = []
 
-    def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         assert [part.shape[1:] for part in pixels] == [(*spec.size, 3) for spec in self.specs]
         assert {part.dtype for part in pixels} == {np.dtype(np.uint8)}
         assert len({len(part) for part in pixels}) == 1
         self.batches.append(len(pixels[0]))
         first, second = (part.reshape(len(part), -1, 3).mean(axis=1) for part in pixels)
-        return {
-            "mask": self._softmax(first),
-            "gender": self._softmax(first[:, :2] * 2),
-            "age": self._softmax(second[:, ::-1]),
-        }
+        return combine(
+            {
+                "mask": self._softmax(first),
+                "gender": self._softmax(first[:, :2] * 2),
+                "age": self._softmax(second[:, ::-1]),
+            }
+        )
 
     @staticmethod
     def _softmax(values: np.ndarray) -> np.ndarray:
@@ -93,16 +97,14 @@ def expected(source: Source) -> int:
     """The label of one picture, by itself and by hand."""
     image = read_image(source.path)
     answer = PixelClassifier().predict([spec.resize(image)[None] for spec in SPECS])
-    return int(
-        sum(answer[name][0].argmax() * weight for name, weight in zip(ATTRIBUTES, (6, 3, 1)))  # noqa: B905
-    )
+    return int(answer[0].argmax())
 
 
 # --- labels ------------------------------------------------------------------------------------
 
 
 def test_the_stand_in_is_a_classifier_and_tells_pictures_apart(folder: Path) -> None:
-    classifier: Classifier = PixelClassifier()
+    classifier: Engine = PixelClassifier()
     assert classifier.trained_on is None
     assert len({expected(source) for source in list_pictures(folder)}) > 6
 
@@ -142,7 +144,7 @@ def test_batch_size_and_workers_do_not_show(folder: Path, tmp_path: Path) -> Non
 
 def test_one_spec_twice(folder: Path, out: Path) -> None:
     class Same(PixelClassifier):
-        def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+        def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
             np.testing.assert_array_equal(pixels[0], pixels[1])
             return super().predict(pixels)
 
@@ -255,7 +257,7 @@ def test_a_name_that_is_no_text(tmp_path: Path, out: Path) -> None:
 
 
 class Failing(PixelClassifier):
-    def predict(self, pixels: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         if len(self.batches) == 2:
             raise RuntimeError("out of memory")
         return super().predict(pixels)
@@ -277,6 +279,75 @@ def test_a_folder_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=str(tmp_path / "file")):
         inference(PixelClassifier(), list_pictures(folder), tmp_path / "file" / "output.csv")
+
+
+# --- going on ----------------------------------------------------------------------------------
+
+
+class Killed(PixelClassifier):
+    """Ends the job after so many batches, as a kill would."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.left = batches
+
+    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().predict(pixels)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 5])
+def test_a_job_that_goes_on_ends_with_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, batches: int
+) -> None:
+    monkeypatch.setattr(labelling, "PART", 8)  # two batches
+    sources = list_pictures(folder)
+    sources[2].path.write_bytes(b"bad")
+    whole, broken = tmp_path / f"whole.{suffix}", tmp_path / f"broken.{suffix}"
+    options = {"batch_size": 4, "probabilities": True}
+    inference(PixelClassifier(), sources, whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        inference(Killed(batches), sources, broken, **options)
+    assert not broken.exists()
+    assert parts_path(broken).exists() == (batches >= 2)  # a finished part is kept
+    classifier = PixelClassifier()
+    inference(classifier, sources, broken, **options, resume=True)
+    assert len(classifier.batches) == 6 - batches // 2 * 2  # finished parts are not done again
+    assert broken.read_bytes() == whole.read_bytes()
+    assert not parts_path(broken).exists()
+
+
+def test_parts_of_another_job_are_not_touched(
+    folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "PART", 8)
+    sources = list_pictures(folder)
+    with pytest.raises(KeyboardInterrupt):
+        inference(Killed(3), sources, out, batch_size=4)
+    before = sorted((path.name, path.read_bytes()) for path in parts_path(out).iterdir())
+    with pytest.raises(DataError, match="go on with --resume"):
+        inference(PixelClassifier(), sources, out, batch_size=4)
+    others = PixelClassifier()
+    others.models = (ModelFile("multi", "c.pt", "2" * 64),)
+    for engine, listed, size in (
+        (PixelClassifier(), sources, 2),
+        (PixelClassifier(), sources[::-1], 4),
+        (others, sources, 4),
+    ):
+        with pytest.raises(DataError, match="of another job"):
+            inference(engine, listed, out, batch_size=size, resume=True)
+    assert sorted((p.name, p.read_bytes()) for p in parts_path(out).iterdir()) == before
+
+
+def test_a_folder_of_somebody_else_is_not_touched(folder: Path, out: Path) -> None:
+    parts_path(out).mkdir(parents=True)
+    (parts_path(out) / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="is in the way"):
+        inference(PixelClassifier(), list_pictures(folder), out)
+    assert (parts_path(out) / "mine.txt").read_text() == "mine"
 
 
 # --- provenance --------------------------------------------------------------------------------

@@ -1,0 +1,258 @@
+"""Checkpoints → `mask_gender.onnx`, `age.onnx` and the fused `maskcls.onnx`, compared with PyTorch
+on real pictures before any of them gets its name."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from maskcls.checkpoints import file_digest, open_checkpoint
+from maskcls.classifier import TorchClassifier
+from maskcls.data.fixes import Fix, apply_fixes
+from maskcls.data.profiles import Profile, read_all_profiles, read_profiles
+from maskcls.data.splits import split_hash
+from maskcls.errors import CheckpointError, DataError, ExportError, PictureError
+from maskcls.files import replacing, write_atomic
+from maskcls.images import read_image
+from maskcls.labels import ATTRIBUTES, MULTI
+from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
+from maskcls.models import restore_model
+from maskcls.onnx.convert import OPSET, convert
+from maskcls.onnx.fuse import fuse
+from maskcls.onnx.parity import MAX_F1_DROP, Parity, compare, load_pictures
+from maskcls.onnx.quantise import to_fp16, to_int8
+from maskcls.runtime.session import open_session, write_seen
+from maskcls.runtime.sources import list_pictures
+
+PRECISIONS = ("fp32", "fp16", "int8")
+FUSED_FILE = "maskcls.onnx"
+PARITY_FILE = "parity.json"
+CALIBRATION_PICTURES = 256
+VERSIONS = ("maskcls", "torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Files that passed, and how."""
+
+    files: tuple[Path, ...]
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class _Network:
+    path: Path  # the checkpoint
+    manifest: Manifest
+    proto: onnx.ModelProto
+    sha256: str
+
+
+def export(
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    precision: str = "fp32",
+    input_size: tuple[int, int] | None = None,
+    pictures: Path | None = None,
+    max_pictures: int = 1024,
+    max_f1_drop: float = MAX_F1_DROP,
+    say: Callable[[str], None] = print,
+) -> ExportResult:
+    """Writes one file per network, and the fused one where the networks answer every attribute.
+
+    `pictures`: a data folder or any folder of pictures to compare on; default: the people who
+    validated the run. `max_pictures` of them are drawn at random, the same every time.
+    `parity.json` is written in any case; the ONNX files only if the comparison passed.
+
+    Raises:
+        ExportError: a network cannot be converted, or its file does not answer as PyTorch does.
+        CheckpointError: a checkpoint that cannot be read, or one task twice.
+        DataError: no pictures to compare on, or to calibrate int8 on.
+    """
+    networks = []
+    trained_on: frozenset[int] | None = frozenset()
+    for path in checkpoints:
+        content, source = open_checkpoint(path)
+        model, manifest = restore_model(content, source)
+        say(f"{manifest.task}: {manifest.model} from {source}")
+        proto = convert(model, manifest)
+        networks.append(_Network(path, manifest, proto, file_digest(source)))
+        seen = content.get("seen")
+        if seen is None or trained_on is None:
+            trained_on = None
+        else:
+            trained_on |= frozenset(seen.tolist())
+    tasks = [network.manifest.task for network in networks]
+    if len(set(tasks)) < len(tasks):
+        raise CheckpointError(f"two networks for one task: {', '.join(tasks)}")
+
+    if precision == "fp16":
+        networks = [dataclasses.replace(n, proto=to_fp16(n.proto)) for n in networks]
+    elif precision == "int8":
+        networks = [
+            dataclasses.replace(n, proto=to_int8(n.proto, _calibration(n))) for n in networks
+        ]
+    answered = [name for n in networks for name in n.manifest.get_task().attributes]
+    complete = sorted(answered) == sorted(ATTRIBUTES)
+    if len(networks) > 1 and not complete:
+        raise CheckpointError(
+            f"networks of {' and '.join(tasks)} do not answer {', '.join(ATTRIBUTES)} once each; "
+            "give one of each branch, or a single network"
+        )
+    files: dict[str, tuple[onnx.ModelProto, OnnxManifest]] = {
+        f"{network.manifest.task}.onnx": (
+            network.proto,
+            _describe("network", [network], precision, None),
+        )
+        for network in networks
+    }
+    if complete:
+        whole = fuse([(n.proto, n.manifest) for n in networks], input_size)
+        files[FUSED_FILE] = whole, _describe("fused", networks, precision, input_size)
+
+    listed = _listed(networks, pictures, max_pictures)
+    say(f"comparing with PyTorch on {len(listed)} pictures")
+    loaded = load_pictures(listed, input_size)
+    if not loaded.images:
+        raise DataError(f"none of {len(listed)} pictures to compare on can be read")
+    sessions = {
+        name: open_session(proto.SerializeToString(), out / name, "cpu")
+        for name, (proto, _) in files.items()
+    }
+    parity = compare(
+        TorchClassifier(checkpoints, torch.device("cpu"), complete=complete),
+        tasks,
+        [sessions[f"{task}.onnx"] for task in tasks],
+        sessions.get(FUSED_FILE),
+        loaded,
+        precision=precision,
+        max_f1_drop=max_f1_drop,
+    )
+    verdict = parity.to_dict()
+    write_atomic(out / PARITY_FILE, (json.dumps(verdict, indent=1) + "\n").encode())
+    if parity.failures:
+        for name in files:  # of an earlier export: it must not pass for this one
+            (out / name).unlink(missing_ok=True)
+        raise ExportError(
+            f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
+            f"but {out / PARITY_FILE}"
+        )
+    for name, (proto, described) in files.items():
+        entries = {ONNX_KEY: dataclasses.replace(described, parity=verdict).to_json()}
+        if (seen_text := write_seen(trained_on)) is not None:
+            entries[SEEN_KEY] = seen_text
+        onnx.helper.set_model_props(proto, entries)
+        with replacing(out / name) as temporary:
+            onnx.save(proto, temporary)
+    return ExportResult(tuple(out / name for name in files), parity)
+
+
+def _describe(
+    kind: str,
+    networks: Sequence[_Network],
+    precision: str,
+    input_size: tuple[int, int] | None,
+) -> OnnxManifest:
+    return OnnxManifest(
+        kind=kind,
+        networks=tuple(network.manifest.without_places() for network in networks),
+        checkpoints=tuple(network.sha256 for network in networks),
+        precision=precision,
+        opset=OPSET,
+        input_size=input_size,
+        versions=_versions(),
+    )
+
+
+def _listed(
+    networks: Sequence[_Network], folder: Path | None, most: int
+) -> list[tuple[Path, int | None]]:
+    """Pictures to compare on, with their labels where they are known.
+
+    Raises:
+        DataError: there are none.
+    """
+    if folder is None:
+        listed = _pictures_of(_people(networks[0], "val"))
+    else:
+        try:
+            listed = _pictures_of(read_profiles(folder))
+        except DataError:  # no data folder: any pictures will do
+            listed = [(source.path, None) for source in list_pictures(folder)]
+    order = np.random.default_rng(0).permutation(len(listed))[:most]
+    return [listed[index] for index in sorted(order)]
+
+
+def _calibration(network: _Network) -> np.ndarray:
+    """Normalised training pictures, float32 (N, 3, H, W): never of people who validate."""
+    listed = _pictures_of(_people(network, "train"))
+    order = np.random.default_rng(0).permutation(len(listed))[:CALIBRATION_PICTURES]
+    spec = network.manifest.preprocess
+    pixels = []
+    for index in order:
+        try:
+            pixels.append(spec.resize(read_image(listed[index][0])))
+        except PictureError:
+            continue
+    if not pixels:
+        raise DataError(f"{network.path}: no training picture can be read to calibrate int8 on")
+    return spec.normalise(np.stack(pixels))
+
+
+def _pictures_of(people: Sequence[Profile]) -> list[tuple[Path, int | None]]:
+    return [
+        (
+            picture.path,
+            int(
+                MULTI.encode(
+                    mask=int(picture.mask),
+                    gender=int(person.gender),
+                    age=int(person.age_group),
+                )
+            ),
+        )
+        for person in people
+        for picture in person.pictures
+    ]
+
+
+def _people(network: _Network, side: str) -> list[Profile]:
+    """One side of the split that the run was trained with.
+
+    Raises:
+        DataError: its split or its pictures are not where they were.
+    """
+    way_out = "give pictures with --parity-images DIR" if side == "val" else "int8 needs them"
+    table = network.path.parent / "split.csv"
+    try:
+        text = table.read_text("utf-8")
+    except OSError:
+        raise DataError(f"{table}: no split of the run beside its checkpoint; {way_out}") from None
+    if split_hash(text) != network.manifest.split_hash:
+        raise DataError(f"{table}: is not the split of {network.path}; {way_out}")
+    names = {row["person"] for row in csv.DictReader(text.splitlines()) if row["side"] == side}
+    try:
+        people = read_all_profiles([Path(f) for f in network.manifest.config["data_dir"]])
+    except (DataError, KeyError) as error:
+        raise DataError(f"the pictures of {network.path} are gone: {error}; {way_out}") from None
+    fixed = apply_fixes(people, [Fix(**fix) for fix in network.manifest.fixes])
+    return [person for person in fixed if person.person in names]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

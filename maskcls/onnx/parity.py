@@ -1,0 +1,243 @@
+"""The gate of every export: the same real pictures through PyTorch and through the ONNX files.
+
+Two comparisons. Through the network alone: the same normalised pixels, logits against logits. From
+file to label: PyTorch behind Pillow's resize against the files as a user runs them. Networks whose
+answers hardly vary are refused: an untrained EfficientNet answers its bias to everything, and any
+comparison of it reads 0.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskcls.classifier import TorchClassifier
+from maskcls.errors import PictureError
+from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion
+from maskcls.images import read_image
+from maskcls.labels import MULTI, TASKS, combine, softmax
+from maskcls.preprocessing import PreprocessSpec
+from maskcls.runtime.session import IMAGES, LOGITS
+
+BATCH_SIZES = (1, 2, 7, 32)
+FEW = 64
+"""Pictures of the comparisons in small batches; the largest batch size takes all."""
+MAX_LOGIT_DIFFERENCE = 1e-3
+MAX_FLIP_SHARE = 1e-3
+MAX_F1_DROP = 0.005
+MIN_VARIATION = 0.05
+"""Of a logit over the pictures, largest minus smallest: less says that nothing was compared."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two answers to the same pictures."""
+
+    pictures: int
+    max_logit: float
+    mean_logit: float
+    max_probability: float
+    mean_probability: float
+    flips: int  # pictures whose most probable class differs
+    variation: float  # of PyTorch's logits over the pictures
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the comparison came to. `failures` is empty when the export may be trusted."""
+
+    pictures: int
+    networks: Mapping[str, Difference]  # task → through the network alone
+    label_flips: int  # from file to label, of `pictures`
+    flips_by_class: Mapping[str, int]  # PyTorch's class → flips, where there are any
+    max_probability: float  # from file to label
+    f1_pytorch: float
+    f1_onnx: float
+    f1_of: str  # what the macro F1 is measured against
+    failures: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"passed": not self.failures}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Upright RGB pictures; `truth` is their 18-class label, None where nobody knows."""
+
+    images: tuple[Image.Image, ...]
+    truth: np.ndarray | None
+
+
+def load_pictures(
+    listed: Sequence[tuple[Path, int | None]], input_size: tuple[int, int] | None
+) -> Pictures:
+    """Decodes pictures; one that cannot be read is left out. `input_size`: (height, width) of a
+    fused file that takes one size only, to which a caller brings them."""
+    images, truth = [], []
+    for path, label in listed:
+        try:
+            image = read_image(path)
+        except PictureError:
+            continue
+        if input_size is not None:
+            fitted = PreprocessSpec(height=input_size[0], width=input_size[1]).resize(image)
+            image = Image.fromarray(fitted)
+        images.append(image)
+        truth.append(label)
+    known = [label for label in truth if label is not None]
+    return Pictures(tuple(images), np.array(known) if len(known) == len(truth) else None)
+
+
+def compare(
+    reference: TorchClassifier,
+    tasks: Sequence[str],
+    networks: Sequence[Any],
+    fused: Any | None,
+    pictures: Pictures,
+    *,
+    precision: str,
+    max_f1_drop: float = MAX_F1_DROP,
+) -> Parity:
+    """PyTorch against onnxruntime sessions: of each network, in the order of `tasks`, and of the
+    fused file where there is one."""
+    failures: list[str] = []
+    pixels = [
+        np.stack([spec.resize(image) for image in pictures.images]) for spec in reference.specs
+    ]
+    differences: dict[str, Difference] = {}
+    expected: dict[str, np.ndarray] = {}
+    answered: dict[str, np.ndarray] = {}
+    for index, (task, session) in enumerate(zip(tasks, networks, strict=True)):
+        logits = np.concatenate(
+            [reference.logits(index, part) for part in _batches(pixels[index], max(BATCH_SIZES))]
+        )
+        expected[task] = softmax(logits)
+        normalised = reference.specs[index].normalise(pixels[index])
+        for size in BATCH_SIZES:
+            part = normalised if size == max(BATCH_SIZES) else normalised[:FEW]
+            own = np.concatenate(
+                [session.run([LOGITS], {IMAGES: batch})[0] for batch in _batches(part, size)]
+            )
+            found = _difference(logits[: len(own)], own)
+            if task not in differences or found.max_logit > differences[task].max_logit:
+                differences[task] = found
+            answered[task] = softmax(own)
+            if precision == "fp32":
+                failures += _network_failures(task, size, found)
+        if (variation := float(np.ptp(logits, axis=0).max())) < MIN_VARIATION:
+            failures.append(
+                f"{task}: the logits vary by {variation:.2g} over {len(logits)} pictures, so the "
+                "comparison says nothing (an untrained network?)"
+            )
+
+    if fused is None:
+        [(task, before)] = expected.items()
+        after, labels = answered[task], answered[task].argmax(axis=1)
+        flips = labels != before.argmax(axis=1)
+    else:
+        before = combine(expected)
+        after, labels, flips = _file_to_label(fused, before.argmax(axis=1), pictures)
+    names = MULTI.class_names if fused is not None else TASKS[tasks[0]].class_names
+    by_class = {
+        names[label]: int(count)
+        for label, count in enumerate(np.bincount(before.argmax(axis=1)[flips]))
+        if count
+    }
+    if precision == "fp32" and flips.sum() > MAX_FLIP_SHARE * len(flips):
+        failures.append(f"from file to label {flips.sum()} of {len(flips)} labels differ")
+    truth = _truth(pictures, tasks, fused is not None)
+    scored = truth if truth is not None else before.argmax(axis=1)
+    scores = [
+        scores_from_confusion(confusion_matrix(scored, found, before.shape[1])).macro_f1
+        for found in (before.argmax(axis=1), labels)
+    ]
+    if scores[0] - scores[1] > max_f1_drop:
+        failures.append(
+            f"macro F1 falls from {scores[0]:.4f} to {scores[1]:.4f}, by more than {max_f1_drop:g}"
+        )
+    return Parity(
+        pictures=len(pictures.images),
+        networks=differences,
+        label_flips=int(flips.sum()),
+        flips_by_class=by_class,
+        max_probability=float(np.abs(before - after).max()),
+        f1_pytorch=scores[0],
+        f1_onnx=scores[1],
+        f1_of="labels of the data" if truth is not None else "the labels that PyTorch gives",
+        failures=tuple(dict.fromkeys(failures)),
+    )
+
+
+def _file_to_label(
+    fused: Any, expected: np.ndarray, pictures: Pictures
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities (N, 18) and labels (N,) of the fused file in the largest batches; and (N,)
+    whether a picture's label differs from the expected one in a batch of any size."""
+    count = len(expected)
+    probabilities = np.empty((count, MULTI.num_classes), dtype=np.float32)
+    labels = np.empty(count, dtype=np.int64)
+    flips = np.zeros(count, dtype=bool)
+    for size in BATCH_SIZES:  # the largest comes last
+        images = pictures.images if size == max(BATCH_SIZES) else pictures.images[:FEW]
+        for indices in _same_size(images, size):
+            batch = np.stack([np.asarray(images[index]) for index in indices])
+            probabilities[indices], labels[indices] = fused.run(
+                ["class_prob", "label"], {IMAGES: batch}
+            )
+        flips[: len(images)] |= labels[: len(images)] != expected[: len(images)]
+    return probabilities, labels, flips
+
+
+def _same_size(images: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
+    """Indices in batches of pictures of one size."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image.size, []).append(index)
+    return [
+        indices[start : start + batch_size]
+        for indices in groups.values()
+        for start in range(0, len(indices), batch_size)
+    ]
+
+
+def _network_failures(task: str, size: int, found: Difference) -> list[str]:
+    failures = []
+    if not found.max_logit <= MAX_LOGIT_DIFFERENCE:  # nan fails, too
+        failures.append(
+            f"{task}: logits differ by up to {found.max_logit:.2g} at batch size {size}, "
+            f"allowed is {MAX_LOGIT_DIFFERENCE:g}"
+        )
+    if found.flips:
+        failures.append(f"{task}: {found.flips} labels differ at batch size {size}")
+    return failures
+
+
+def _difference(logits: np.ndarray, other: np.ndarray) -> Difference:
+    delta = np.abs(logits - other)
+    shares = np.abs(softmax(logits) - softmax(other))
+    return Difference(
+        pictures=len(logits),
+        max_logit=float(delta.max()),
+        mean_logit=float(delta.mean()),
+        max_probability=float(shares.max()),
+        mean_probability=float(shares.mean()),
+        flips=int((logits.argmax(axis=1) != other.argmax(axis=1)).sum()),
+        variation=float(np.ptp(logits, axis=0).max()),
+    )
+
+
+def _truth(pictures: Pictures, tasks: Sequence[str], fused: bool) -> np.ndarray | None:
+    if pictures.truth is None or fused:
+        return pictures.truth
+    own: np.ndarray = TASKS[tasks[0]].from_multi(pictures.truth)
+    return own
+
+
+def _batches(array: np.ndarray, size: int) -> list[np.ndarray]:
+    return [array[start : start + size] for start in range(0, len(array), size)]

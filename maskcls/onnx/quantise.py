@@ -1,0 +1,79 @@
+"""Smaller arithmetic: float16 for CUDA, int8 for CPUs. Both leave inputs and outputs float32."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from maskcls.onnx.convert import without_traces
+from maskcls.runtime.session import IMAGES
+
+CALIBRATION_BATCH = 16
+
+
+def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights and arithmetic in float16."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+    OnnxModel(converted).topological_sort()  # the converter adds the casts of inputs at the end
+    without_traces(converted)
+    return converted
+
+
+def to_int8(proto: onnx.ModelProto, normalised: np.ndarray) -> onnx.ModelProto:
+    """Static quantisation, weights per channel; the last layer stays float32.
+
+    normalised: float32 (N, 3, H, W), training pictures that the ranges are measured on.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches: Iterator[np.ndarray] = iter(
+                np.array_split(normalised, max(1, len(normalised) // CALIBRATION_BATCH))
+            )
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {IMAGES: batch}
+
+    root = logging.getLogger()
+    level = root.level
+    with tempfile.TemporaryDirectory() as folder:
+        source, prepared, target = (Path(folder, name) for name in ("a.onnx", "b.onnx", "c.onnx"))
+        onnx.save(proto, source)
+        try:
+            root.setLevel(logging.ERROR)  # it advises pre-processing, which has just been done
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            nodes = onnx.load(prepared).graph.node
+            last = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1:]
+            quantize_static(
+                prepared,
+                target,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=last,
+            )
+        finally:
+            root.setLevel(level)
+        quantised = onnx.load(target)
+    without_traces(quantised)
+    return quantised

@@ -1,0 +1,126 @@
+"""What answers: probabilities of the 18 classes from pixels, whatever computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from maskcls.errors import CheckpointError
+from maskcls.labels import MULTI, combine, require_all_attributes, softmax
+from maskcls.preprocessing import PreprocessSpec
+from maskcls.provenance import ModelFile
+from maskcls.runtime.session import IMAGES, LOGITS, open_session, read_onnx
+
+
+class Engine(Protocol):
+    """One network or several that together know mask, gender and age."""
+
+    @property
+    def specs(self) -> Sequence[PreprocessSpec | None]:
+        """What each of its inputs is fed, in the order of `predict`'s argument; None: the whole
+        picture at its own size."""
+
+    @property
+    def models(self) -> tuple[ModelFile, ...]:
+        """The files it was loaded from."""
+
+    @property
+    def trained_on(self) -> frozenset[int] | None:
+        """Fingerprints of the people and pictures it was trained on; None if it does not say."""
+
+    @property
+    def provider(self) -> str:
+        """What computes: an execution provider of onnxruntime, or PyTorch's device."""
+
+    def predict(self, pixels: Sequence[Any]) -> np.ndarray:
+        """Per spec uint8 (N, H, W, 3), or for None a list of N arrays (H, W, 3) of any sizes →
+        probabilities of the 18 classes, float32 (N, 18)."""
+
+
+class FusedEngine:
+    """`maskcls.onnx`: raw pixels in, crop, resize and both networks in the graph.
+
+    Raises:
+        CheckpointError: a file that is not ours, or not whole.
+        ProviderError: the provider cannot be had.
+    """
+
+    def __init__(self, path: Path, provider: str = "auto", threads: int | None = None) -> None:
+        file = read_onnx(path)
+        if file.manifest.kind != "fused":
+            raise CheckpointError(
+                f"{path}: answers {file.manifest.networks[0].task} only; give the fused file, or "
+                "one file per branch"
+            )
+        self.manifest = file.manifest
+        size = file.manifest.input_size
+        self.specs: tuple[PreprocessSpec | None, ...] = (
+            PreprocessSpec(height=size[0], width=size[1]) if size else None,
+        )
+        self.models = (ModelFile("fused", str(path), file.sha256),)
+        self.trained_on = file.trained_on
+        self._session = open_session(file.content, path, provider, threads)
+        self.provider: str = self._session.get_providers()[0]
+
+    def predict(self, pixels: Sequence[Any]) -> np.ndarray:
+        [pictures] = pixels
+        answer = np.empty((len(pictures), MULTI.num_classes), dtype=np.float32)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, picture in enumerate(pictures):
+            by_shape.setdefault(picture.shape, []).append(index)
+        for indices in by_shape.values():
+            batch = np.stack([pictures[index] for index in indices])
+            [answer[indices]] = self._session.run(["class_prob"], {IMAGES: batch})
+        return answer
+
+
+class NetworksEngine:
+    """Single networks, one file each: crop, resize and normalisation as their manifests say.
+
+    Raises:
+        CheckpointError: a file that is not ours, not whole, or networks that do not answer every
+            attribute once.
+        ProviderError: the provider cannot be had.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], provider: str = "auto", threads: int | None = None
+    ) -> None:
+        files = [read_onnx(path) for path in paths]
+        for file in files:
+            if file.manifest.kind == "fused":
+                raise CheckpointError(f"{file.path}: answers everything already; give it alone")
+        networks = [file.manifest.networks[0] for file in files]
+        self._tasks = [network.get_task() for network in networks]
+        require_all_attributes(self._tasks, paths)
+        self._specs = tuple(network.preprocess for network in networks)
+        self.specs: tuple[PreprocessSpec | None, ...] = self._specs
+        self.models = tuple(
+            ModelFile(task.name, str(file.path), file.sha256)
+            for task, file in zip(self._tasks, files, strict=True)
+        )
+        seen = [file.trained_on for file in files]
+        self.trained_on = None if None in seen else frozenset().union(*(s for s in seen if s))
+        self._sessions = [open_session(f.content, f.path, provider, threads) for f in files]
+        self.provider: str = self._sessions[0].get_providers()[0]
+
+    def predict(self, pixels: Sequence[Any]) -> np.ndarray:
+        parts = {}
+        for session, task, spec, batch in zip(
+            self._sessions, self._tasks, self._specs, pixels, strict=True
+        ):
+            [logits] = session.run([LOGITS], {IMAGES: spec.normalise(batch)})
+            parts[task.name] = softmax(logits)
+        return combine(parts)
+
+
+def open_onnx(
+    paths: Sequence[Path], provider: str = "auto", threads: int | None = None
+) -> FusedEngine | NetworksEngine:
+    """One fused file, or single networks that together answer everything."""
+    if len(paths) == 1 and read_onnx(paths[0]).manifest.kind == "fused":
+        return FusedEngine(paths[0], provider, threads)
+    return NetworksEngine(paths, provider, threads)

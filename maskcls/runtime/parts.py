@@ -1,0 +1,88 @@
+"""The finished parts of a long job, beside its output: `output.csv.parts/`.
+
+Each part is a file of rows that appears whole. A killed job leaves its finished parts, and the same
+job goes on after them; the output is put together from all parts, so it is the same bytes whether
+the job was interrupted or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskcls.errors import DataError
+from maskcls.files import write_atomic
+
+Row = Mapping[str, Any]
+
+
+def parts_path(out: Path) -> Path:
+    """`output.csv` → `output.csv.parts`."""
+    return out.with_name(f"{out.name}.parts")
+
+
+class Parts:
+    """The parts of one job. `key` tells jobs apart: pictures, models, options.
+
+    Raises:
+        DataError: there is an unfinished job and `resume` was not asked for, or it is another one.
+    """
+
+    def __init__(self, out: Path, key: str, *, resume: bool) -> None:
+        self.folder = parts_path(out)
+        job = self.folder / "job.json"
+        if job.exists():
+            self._refuse(job, key, resume)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise DataError(f"{self.folder}: is in the way, and no job of maskcls; move it away")
+        else:
+            write_atomic(job, json.dumps({"key": key}).encode())
+        self.done = 0
+        while self._file(self.done).exists():
+            self.done += 1
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """The next part, whole or not at all."""
+        # ASCII: a file name that is no UTF-8 survives as an escaped surrogate.
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomic(self._file(self.done), lines.encode())
+        self.done += 1
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in order, a part in memory at a time."""
+        for part in self:
+            yield from part
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        for index in range(self.done):
+            lines = self._file(index).read_text("utf-8").splitlines()
+            yield [json.loads(line) for line in lines]
+
+    def remove(self) -> None:
+        """When the output is complete, or nothing was finished."""
+        for file in (*self.folder.glob("*.jsonl"), self.folder / "job.json"):
+            file.unlink(missing_ok=True)  # the job last: a kill in between leaves it known
+        with contextlib.suppress(OSError):  # something else lies in it
+            self.folder.rmdir()
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:08d}.jsonl"
+
+    def _refuse(self, job: Path, key: str, resume: bool) -> None:
+        if not resume:
+            raise DataError(
+                f"{self.folder}: holds the finished parts of a job that was interrupted; go on "
+                "with --resume, or delete the folder to start anew"
+            )
+        try:
+            same = json.loads(job.read_text("utf-8"))["key"] == key
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise DataError(
+                f"{self.folder}: is of another job (other pictures, model or options); delete the "
+                "folder to start anew"
+            )

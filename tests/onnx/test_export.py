@@ -1,0 +1,503 @@
+"""An export answers as PyTorch does, or there is none."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from maskcls.checkpoints import file_digest
+from maskcls.classifier import TorchClassifier
+from maskcls.commands import export as command
+from maskcls.commands import infer
+from maskcls.config import MODEL_NAMES
+from maskcls.errors import CheckpointError, DataError, ExportError
+from maskcls.images import read_image
+from maskcls.manifest import ONNX_KEY, OnnxManifest
+from maskcls.models import create_model
+from maskcls.onnx import convert as conversion
+from maskcls.onnx import exporter as exporting
+from maskcls.onnx import fuse as fusing
+from maskcls.onnx.exporter import export
+from maskcls.preprocessing import PreprocessSpec
+from maskcls.runtime import Classifier, open_onnx
+from maskcls.runtime.session import IMAGES, open_session, read_onnx
+
+CPU = torch.device("cpu")
+TORCH = ("torch", "torchvision", "ignite", "efficientnet_pytorch")
+SIZES = [(40, 30), (128, 96), (97, 211), (33, 300), (512, 384)]  # height, width
+
+
+def quiet(*_: object) -> None: ...
+
+
+@pytest.fixture
+def runs(make_run: Callable[..., Path]) -> list[Path]:
+    """Two branches with a spec each; the second averages over mirror images."""
+    return [
+        make_run("mask_gender", "base", tta="none", crop=(0.8, 1.0)) / "best.pt",
+        make_run("age", "base", height=40, width=56) / "best.pt",
+    ]
+
+
+def pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    found = []
+    for height, width in sizes:
+        coarse = rng.integers(0, 256, (7, 5, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        found.append(np.asarray(image))
+    return found
+
+
+def photos(tmp_path: Path) -> Path:
+    """The pictures of the data, without anything that says what they show; one is damaged."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, path in enumerate(sorted((tmp_path / "train" / "images").glob("*/*"))):
+        shutil.copy(path, folder / f"{index}{path.suffix}")
+    (folder / "bad.jpg").write_bytes(b"bad")
+    return folder
+
+
+# --- what is written ---------------------------------------------------------------------------
+
+
+def test_three_files_that_say_what_they_are(runs: list[Path], tmp_path: Path) -> None:
+    result = export(runs, tmp_path / "onnx", say=quiet)
+    assert [file.name for file in result.files] == ["mask_gender.onnx", "age.onnx", "maskcls.onnx"]
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == sorted(
+        ["mask_gender.onnx", "age.onnx", "maskcls.onnx", "parity.json"]
+    )
+    assert json.loads((tmp_path / "onnx" / "parity.json").read_text())["passed"] is True
+    for file in result.files:
+        manifest = read_onnx(file).manifest
+        digests = dict(zip(("mask_gender", "age"), map(file_digest, runs), strict=True))
+        assert manifest.checkpoints == tuple(digests[n.task] for n in manifest.networks)
+        assert manifest.parity["passed"] is True
+        assert manifest.opset == 20 and manifest.precision == "fp32"
+        assert manifest.networks[0].split_hash
+        content = file.read_bytes()
+        assert str(tmp_path).encode() not in content  # nor any other path of this machine
+        assert str(Path(conversion.__file__).parents[2]).encode() not in content
+        assert b"site-packages" not in content
+    assert read_onnx(result.files[2]).trained_on == {1, 2, len("age"), len("mask_gender")}
+
+
+def test_one_network_alone(runs: list[Path], tmp_path: Path) -> None:
+    result = export(runs[1:], tmp_path / "onnx", say=quiet)
+    assert [file.name for file in result.files] == ["age.onnx"]
+    with pytest.raises(CheckpointError, match="none answers mask"):
+        open_onnx(result.files)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_network_passes(name: str, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run("age", name, height=64, width=48, tta="none")
+    result = export([run / "best.pt"], tmp_path / "onnx", max_pictures=12, say=quiet)
+    found = result.parity.networks["age"]
+    assert found.max_logit < 1e-3 and found.flips == 0
+    assert found.variation > 0.05
+
+
+def test_the_average_of_the_weights_is_exported(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    from maskcls.checkpoints import read_checkpoint, save_checkpoint
+
+    path = make_run("age", "base") / "best.pt"
+    content = read_checkpoint(path)
+    content["ema"] = {name: value * 0.9 for name, value in content["model"].items()}
+    save_checkpoint(content, path)
+    result = export([path], tmp_path / "onnx", say=quiet)  # the gate compares with the average
+    weights = {
+        t.name: onnx.numpy_helper.to_array(t)
+        for t in read_onnx(result.files[0]).proto.graph.initializer
+    }
+    bias = content["ema"]["fc.bias"].numpy()
+    assert any(value.shape == bias.shape and np.allclose(value, bias) for value in weights.values())
+
+
+# --- the fused graph ---------------------------------------------------------------------------
+
+
+def test_raw_pixels_of_any_size_answer_as_checkpoints_do(runs: list[Path], tmp_path: Path) -> None:
+    result = export(runs, tmp_path / "onnx", say=quiet)
+    reference = TorchClassifier(runs, CPU)
+    arrays = pictures(SIZES * 3)
+    images = [Image.fromarray(array) for array in arrays]
+    expected = reference.predict(
+        [np.stack([spec.resize(image) for image in images]) for spec in reference.specs]
+    )
+    fused = open_onnx([result.files[2]]).predict([arrays])
+    singles = open_onnx(list(result.files[:2]))
+    alone = singles.predict(
+        [np.stack([spec.resize(image) for image in images]) for spec in singles.specs if spec]
+    )
+    assert expected.argmax(axis=1).std() > 0
+    np.testing.assert_allclose(alone, expected, atol=1e-5)
+    np.testing.assert_allclose(fused, expected, atol=0.02)  # a level in a few pixels
+    best = np.sort(expected, axis=1)
+    clear = best[:, -1] - best[:, -2] > 0.02  # random weights answer some with a tie
+    assert clear.sum() > 5
+    np.testing.assert_array_equal(fused.argmax(axis=1)[clear], expected.argmax(axis=1)[clear])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("crop", [(1.0, 1.0), (0.8, 1.0), (0.61, 0.37)])
+def test_the_resize_is_pillows(size: tuple[int, int], crop: tuple[float, float]) -> None:
+    spec = PreprocessSpec(48, 40, crop)
+    graph = fusing._Graph()
+    pixels = graph.node("Transpose", [IMAGES], perm=[0, 3, 1, 2])
+    output = fusing._prepare(graph, pixels, spec)
+    helper = onnx.helper
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "g",
+            [helper.make_tensor_value_info(IMAGES, onnx.TensorProto.UINT8, ["n", "h", "w", 3])],
+            [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["n", 3, "H", "W"])],
+            graph.initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", conversion.OPSET)],
+        ir_version=fusing.IR_VERSION,
+    )
+    session = open_session(model.SerializeToString(), Path("graph"), "cpu")
+    [array] = pictures([size])
+    [found] = session.run([output], {IMAGES: np.stack([array, array[:, ::-1]])})
+    images = [Image.fromarray(part) for part in (array, np.ascontiguousarray(array[:, ::-1]))]
+    expected = spec.normalise(np.stack([spec.resize(image) for image in images]))
+    level = 1 / 255 / min(spec.std)
+    assert np.abs(found - expected).max() <= 1.01 * level
+    if size == (512, 384) and crop[1] == 1.0:  # the competition's pictures: the same pixels
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_outputs_agree_with_one_another(runs: list[Path], tmp_path: Path) -> None:
+    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
+    session = open_session(file.read_bytes(), file, "cpu")
+    batch = np.stack(pictures([(60, 50)] * 9))
+    mask, gender, age, joint, label = session.run(None, {IMAGES: batch})
+    grid = joint.reshape(-1, 3, 2, 3)
+    np.testing.assert_allclose(grid.sum(axis=(2, 3)), mask, atol=1e-6)
+    np.testing.assert_allclose(grid.sum(axis=(1, 3)), gender, atol=1e-6)
+    np.testing.assert_allclose(grid.sum(axis=(1, 2)), age, atol=1e-6)
+    np.testing.assert_array_equal(joint.argmax(axis=1), label)
+    assert label.dtype == np.int64 and label.shape == (9,)
+
+
+def test_a_fixed_input_size(runs: list[Path], tmp_path: Path) -> None:
+    file = export(runs, tmp_path / "onnx", input_size=(80, 60), say=quiet).files[2]
+    opened = read_onnx(file)
+    shape = opened.proto.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in shape] == [0, 80, 60, 3]
+    with Classifier(file) as classifier:  # brings pictures of other sizes to it
+        assert all(a.label is not None for a in classifier.predict(pictures(SIZES)))
+
+
+# --- smaller arithmetic ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions(runs: list[Path], tmp_path: Path, precision: str) -> None:
+    plain = export(runs, tmp_path / "fp32", say=quiet)
+    result = export(runs, tmp_path / precision, precision=precision, max_f1_drop=0.2, say=quiet)
+    assert read_onnx(result.files[2]).manifest.precision == precision
+    sizes = [sum(f.stat().st_size for f in r.files) for r in (plain, result)]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_loss_of_score_is_refused(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def coarse(proto: onnx.ModelProto) -> onnx.ModelProto:
+        for tensor in proto.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype == np.float32 and values.ndim == 4:
+                step = np.abs(values).max()
+                tensor.CopyFrom(
+                    onnx.numpy_helper.from_array((values / step).round() * step, tensor.name)
+                )
+        return proto
+
+    monkeypatch.setattr(exporting, "to_fp16", coarse)
+    with pytest.raises(ExportError, match="macro F1 falls from"):
+        export(runs, tmp_path / "onnx", precision="fp16", pictures=photos(tmp_path), say=quiet)
+    assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["parity.json"]
+
+
+# --- the gate can fail -------------------------------------------------------------------------
+
+
+def wrong_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = fusing._prepare
+
+    def other(graph: Any, pixels: str, spec: PreprocessSpec) -> str:
+        return prepare(graph, pixels, dataclasses.replace(spec, mean=(0.1, 0.9, 0.5)))
+
+    monkeypatch.setattr(fusing, "_prepare", other)
+
+
+def wrong_class_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = exporting.convert
+
+    def other(model: Any, manifest: Any) -> onnx.ModelProto:
+        copy = create_model(manifest.model, len(manifest.class_names), manifest.preprocess.size)
+        copy.load_state_dict(model.state_dict())
+        copy.fc.weight.data = copy.fc.weight.data.flip(0)
+        copy.fc.bias.data = copy.fc.bias.data.flip(0)
+        return convert(copy, manifest)
+
+    monkeypatch.setattr(exporting, "convert", other)
+
+
+def wrong_resize(monkeypatch: pytest.MonkeyPatch) -> None:
+    fuse = exporting.fuse
+
+    def other(*args: Any) -> onnx.ModelProto:
+        proto = fuse(*args)
+        for node in proto.graph.node:
+            if node.op_type == "Resize":
+                kept = [a for a in node.attribute if a.name == "coordinate_transformation_mode"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, onnx.helper.make_attribute("mode", "nearest")])
+        return proto
+
+    monkeypatch.setattr(exporting, "fuse", other)
+
+
+def wrong_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    fuse = exporting.fuse
+
+    def other(*args: Any) -> onnx.ModelProto:
+        proto = fuse(*args)
+        [node] = [node for node in proto.graph.node if node.op_type == "ArgMax"]
+        node.op_type = "ArgMin"
+        return proto
+
+    monkeypatch.setattr(exporting, "fuse", other)
+
+
+@pytest.mark.parametrize("break_it", [wrong_mean, wrong_class_order, wrong_resize, wrong_label])
+def test_what_is_broken_is_caught(
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    runs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "onnx"
+    export(runs, out, say=quiet)  # whole before, and the files of then do not stay
+    break_it(monkeypatch)
+    with pytest.raises(ExportError, match=r"does not answer as PyTorch does: .*differ"):
+        export(runs, out, say=quiet)
+    assert [path.name for path in out.iterdir()] == ["parity.json"]
+    verdict = json.loads((out / "parity.json").read_text())
+    assert verdict["passed"] is False and verdict["failures"]
+
+
+def test_padding_for_another_size_is_caught(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("age", "efficientnet_b3", height=64, width=50, tta="none") / "best.pt"
+    convert = exporting.convert
+
+    def other(model: Any, manifest: Any) -> onnx.ModelProto:
+        padded = create_model(manifest.model, len(manifest.class_names), (300, 300))
+        padded.load_state_dict(model.state_dict())
+        return convert(padded, manifest)
+
+    monkeypatch.setattr(exporting, "convert", other)
+    with pytest.raises(ExportError, match="age: logits differ by up to"):
+        export([run], tmp_path / "onnx", max_pictures=12, say=quiet)
+
+
+def test_a_network_that_answers_its_bias_proves_nothing(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = make_run("age", "efficientnet_b3", trained=False, height=32, width=32, tta="none")
+    with pytest.raises(ExportError, match="the logits vary by .* says nothing"):
+        export([run / "best.pt"], tmp_path / "onnx", max_pictures=12, say=quiet)
+
+
+# --- pictures to compare on --------------------------------------------------------------------
+
+
+def test_people_who_validated_are_compared_on(runs: list[Path], tmp_path: Path) -> None:
+    with (runs[0].parent / "split.csv").open(newline="") as file:
+        people = sum(row["side"] == "val" for row in csv.DictReader(file))
+    parity = export(runs, tmp_path / "onnx", say=quiet).parity
+    assert parity.pictures == people * 7
+    assert parity.f1_of == "labels of the data"
+
+
+def test_any_folder_of_pictures_will_do(runs: list[Path], tmp_path: Path) -> None:
+    parity = export(runs, tmp_path / "onnx", pictures=photos(tmp_path), say=quiet).parity
+    assert parity.pictures == 84
+    assert parity.f1_of == "the labels that PyTorch gives" and parity.f1_pytorch == 1.0
+
+
+def test_a_split_that_is_gone_or_another(runs: list[Path], tmp_path: Path) -> None:
+    table = runs[0].parent / "split.csv"
+    table.write_text(table.read_text().replace("val", "train", 1))
+    with pytest.raises(DataError, match="is not the split of .*--parity-images"):
+        export(runs, tmp_path / "onnx", say=quiet)
+    table.unlink()
+    with pytest.raises(DataError, match="no split of the run .*--parity-images"):
+        export(runs, tmp_path / "onnx", say=quiet)
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+def test_export_then_label(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "onnx"
+    argv = ["--mask-gender", str(runs[0].parent), "--age", str(runs[1]), "--out", str(out)]
+    assert command.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "parity: passed; 0 of 28 labels differ" in said
+    assert f"next: maskcls-infer --model {out / 'maskcls.onnx'}" in said
+    images = str(tmp_path / "train" / "images")
+    texts = {}
+    for name, model in {
+        "fused": [out / "maskcls.onnx"],
+        "folder": [out],
+        "single": [out / "age.onnx", out / "mask_gender.onnx"],
+        "torch": runs,
+    }.items():
+        target = tmp_path / f"{name}.csv"
+        argv = ["--model", *map(str, model), "--images", images, "--out", str(target)]
+        assert infer.main([*argv, "--provider", "cpu"]) == 0
+        texts[name] = target.read_bytes()
+    assert len(set(texts.values())) == 1
+    assert len(texts["fused"].splitlines()) == 12 * 7 + 1
+
+
+def test_labelling_without_pytorch(runs: list[Path], tmp_path: Path) -> None:
+    """As where only the extra `runtime` is installed: the same bytes, and a clear word on what is
+    not there."""
+    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
+    images, out = str(tmp_path / "train" / "images"), [tmp_path / f"{n}.csv" for n in "ab"]
+    argv = ["--model", str(file), "--images", images, "--provider", "cpu", "--probabilities"]
+    assert infer.main([*argv, "--out", str(out[0])]) == 0
+    code = f"""
+import sys
+class No:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(TORCH)}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, No())
+from maskcls.commands.infer import main
+sys.exit(main(sys.argv[1:]))
+"""
+    ran = [sys.executable, "-c", code]
+    done = subprocess.run([*ran, *argv, "--out", str(out[1])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert out[0].read_bytes() == out[1].read_bytes()
+    argv[1] = str(runs[0])
+    done = subprocess.run([*ran, *argv, "--out", str(out[1])], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: this command needs the package 'torch'" in done.stderr
+    assert "maskcls[train]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_killed_job_goes_on_to_the_same_bytes(runs: list[Path], tmp_path: Path) -> None:
+    """A real process, a real kill -9, between any two parts."""
+    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
+    pictures = sorted((tmp_path / "train" / "images").glob("*/*"))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for index in range(6000):
+        (folder / f"{index:05d}.jpg").symlink_to(pictures[index % len(pictures)])
+    script = Path(conversion.__file__).parents[2] / "cli" / "infer.py"
+    argv = [sys.executable, str(script), "--model", str(file), "--images", str(folder)]
+    argv += ["--provider", "cpu", "--out"]
+    subprocess.run([*argv, str(tmp_path / "whole.csv")], check=True, capture_output=True)
+    out = tmp_path / "killed.csv"
+    process = subprocess.Popen([*argv, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    parts = tmp_path / "killed.csv.parts"
+    deadline = time.monotonic() + 60
+    while not list(parts.glob("*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert list(parts.glob("*.jsonl")) and not out.exists()
+    done = subprocess.run([*argv, str(out)], capture_output=True, text=True)
+    assert done.returncode == 1 and "--resume" in done.stderr
+    subprocess.run([*argv, str(out), "--resume"], check=True, capture_output=True)
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--model-dir is missing"),
+        (["--model-dir", "a", "--age", "b"], "not both"),
+        (["--age", "b", "--parity-pictures", "0"], "must be 1 or more"),
+        (["--age", "b", "--max-f1-drop", "2"], "must be from 0 to 1"),
+        (["--age", "b", "--input-size", "5", "40"], "sides must be from 32"),
+    ],
+)
+def test_wrong_options(
+    argv: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("SM_MODEL_DIR", raising=False)
+    assert command.main([*argv, "--out", str(tmp_path / "onnx")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_networks_for_one_task(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="two networks for one task"):
+        export([runs[0], runs[0]], tmp_path / "onnx", say=quiet)
+
+
+def test_a_manifest_survives_its_file(runs: list[Path], tmp_path: Path) -> None:
+    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
+    [text] = [e.value for e in read_onnx(file).proto.metadata_props if e.key == ONNX_KEY]
+    manifest = OnnxManifest.from_json(text)
+    assert OnnxManifest.from_json(manifest.to_json()) == manifest
+    assert manifest.networks[0].preprocess.crop == (0.8, 1.0)
+    assert "data_dir" not in manifest.networks[0].config
+
+
+def test_classifier_takes_files_and_arrays(runs: list[Path], tmp_path: Path) -> None:
+    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
+    paths = sorted((tmp_path / "train" / "images").glob("*/*"))[:20]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"bad")
+    with Classifier(file, provider="cpu", batch_size=7) as classifier:
+        assert classifier.provider == "CPUExecutionProvider"
+        answers = classifier.predict([*paths, bad])
+        arrays = classifier.predict([np.asarray(read_image(path)) for path in paths])
+        assert answers[:-1] == arrays
+        assert answers[-1].label is None and "not a picture" in answers[-1].error
+        assert len({answer.label for answer in arrays}) > 1
+        for answer in arrays:
+            assert answer.probabilities is not None
+            assert answer.mask in ("worn", "incorrect", "not worn")
+            assert sum(answer.probabilities["age"]) == pytest.approx(1, abs=1e-5)
+        with pytest.raises(DataError, match="not both"):
+            classifier.predict([paths[0], np.zeros((9, 9, 3), np.uint8)])
+        with pytest.raises(DataError, match=r"uint8 \(H, W, 3\)"):
+            classifier.predict([np.zeros((9, 9), np.uint8)])

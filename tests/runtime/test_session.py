@@ -1,0 +1,224 @@
+"""Only our own files are run, and only on the provider that was asked for."""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from maskcls.commands import doctor
+from maskcls.errors import CheckpointError, MissingExtraError, ProviderError
+from maskcls.labels import TASKS
+from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
+from maskcls.preprocessing import PreprocessSpec
+from maskcls.runtime import Classifier, open_onnx
+from maskcls.runtime import session as sessions
+from maskcls.runtime.session import open_session, read_onnx, why_not, write_seen
+
+has_cuda = not why_not("cuda")
+
+
+def network(task: str = "age", **changes: Any) -> onnx.ModelProto:
+    """The mean colour times a weight per class: the smallest file of the right kind."""
+    count = TASKS[task].num_classes
+    weight = np.random.default_rng(0).normal(size=(3, count)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
+            helper.make_node("MatMul", ["mean", "weight"], ["logits"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", count])],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]),
+            onnx.numpy_helper.from_array(weight, "weight"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    spec = PreprocessSpec(32, 32)
+    own = Manifest(task, TASKS[task].class_names, spec, "base", {})
+    values = {"kind": "network", "networks": (own,), "checkpoints": ("0" * 64,)}
+    values |= {"precision": "fp32", "opset": 20} | changes
+    helper.set_model_props(proto, {ONNX_KEY: OnnxManifest(**values).to_json()})
+    return proto
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    onnx.save(network(), tmp_path / "age.onnx")
+    return tmp_path / "age.onnx"
+
+
+def without_manifest(proto: onnx.ModelProto) -> None:
+    del proto.metadata_props[:]
+
+
+def broken_manifest(proto: onnx.ModelProto) -> None:
+    helper.set_model_props(proto, {ONNX_KEY: '{"format": 1}'})
+
+
+def newer_manifest(proto: onnx.ModelProto) -> None:
+    helper.set_model_props(proto, {ONNX_KEY: '{"format": 99}'})
+
+
+def broken_people(proto: onnx.ModelProto) -> None:
+    kept = {entry.key: entry.value for entry in proto.metadata_props}
+    helper.set_model_props(proto, kept | {SEEN_KEY: "AAA"})
+
+
+def other_output(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].output[0] = proto.graph.output[0].name = "scores"
+
+
+def weights_elsewhere(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[1]
+    onnx.external_data_helper.set_external_data(tensor, "/etc/passwd")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (without_manifest, "carries no manifest of maskcls"),
+        (broken_manifest, "not a manifest of maskcls"),
+        (newer_manifest, "install a newer maskcls"),
+        (broken_people, "trained-on people is damaged"),
+        (other_output, "inputs and outputs are not those of its manifest"),
+        (weights_elsewhere, "refers to weights in other files"),
+    ],
+)
+def test_a_hostile_file_is_refused(
+    file: Path, harm: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    proto = onnx.load(file)
+    harm(proto)
+    file.write_bytes(proto.SerializeToString())
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_onnx([file])
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=str(file)):
+        open_onnx([file])
+
+
+def test_other_things_are_refused(tmp_path: Path) -> None:
+    for name, content in (("a.onnx", b"no"), ("b.onnx", b"\x00" * 999), ("c.onnx", b"{}")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            open_onnx([tmp_path / name])
+    with pytest.raises(CheckpointError, match="gone.onnx: No such file"):
+        open_onnx([tmp_path / "gone.onnx"])
+
+
+def test_a_network_that_cannot_run_is_named(file: Path) -> None:
+    proto = onnx.load(file)
+    proto.graph.node[1].op_type = "NoSuchOperator"
+    file.write_bytes(proto.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"age\.onnx: onnxruntime cannot run it"):
+        read = read_onnx(file)
+        open_session(read.content, file, "cpu")
+
+
+def test_single_networks_make_a_classifier(tmp_path: Path, file: Path) -> None:
+    other = tmp_path / "mask_gender.onnx"
+    onnx.save(network("mask_gender"), other)
+    rng = np.random.default_rng(1)
+    arrays = list(rng.integers(0, 256, (30, 40, 50, 3), dtype=np.uint8) // 2 + 60)
+    with Classifier([file, other], provider="cpu") as classifier:
+        answers = classifier.predict(arrays)
+    assert len(answers) == 30
+    with pytest.raises(CheckpointError, match="none answers mask"):
+        Classifier(file, provider="cpu")
+    with pytest.raises(CheckpointError, match="more than one answers age"):
+        Classifier([file, file, other], provider="cpu")
+
+
+def test_people_are_kept(file: Path) -> None:
+    proto = onnx.load(file)
+    kept = {entry.key: entry.value for entry in proto.metadata_props}
+    seen = frozenset({-(2**63), -1, 0, 2**63 - 1})
+    helper.set_model_props(proto, kept | {SEEN_KEY: write_seen(seen)})
+    onnx.save(proto, file)
+    assert read_onnx(file).trained_on == seen
+    assert write_seen(None) is None
+
+
+# --- providers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(has_cuda, reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there_is_an_error_that_says_why(file: Path) -> None:
+    for provider in ("cuda", "tensorrt"):
+        with pytest.raises(ProviderError, match=f"--provider {provider}: .*--provider cpu"):
+            open_session(file.read_bytes(), file, provider)
+    session = open_session(file.read_bytes(), file, "auto")
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_why_not_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "is built without it" in why_not("cuda")
+    assert why_not("cpu") == ""
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: list(sessions.PROVIDERS.values())
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+
+    def load(name: str, mode: int = 0) -> None:
+        if "cuda" in name and "libcuda.so" not in name:
+            raise OSError("libcurand.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    capi = Path(onnxruntime.__file__).parent / "capi"
+    if list(capi.glob("*providers_cuda*")):
+        reason = why_not("cuda")
+        assert "libcurand.so.10" in reason and "onnxruntime-gpu[cuda,cudnn]" in reason
+
+
+def test_a_session_that_fell_back_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "why_not", lambda provider: "")
+    if has_cuda:
+        pytest.skip("needs a machine without CUDA")
+    with pytest.raises(ProviderError, match="gave CPUExecutionProvider instead"):
+        open_session(file.read_bytes(), file, "cuda")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_names_the_extra(
+    file: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = builtins.__import__
+
+    def refuse(name: str, *args: Any, **options: Any) -> Any:
+        if name == package:
+            raise ImportError(name)
+        return plain(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(MissingExtraError, match=rf"'{package}'.*maskcls\[runtime\]"):
+        open_session(read_onnx(file).content, file, "cpu")
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    assert onnxruntime.__version__ in out
+    assert "  cpu       works" in out
+    for provider in ("cuda", "tensorrt"):
+        assert f"  {provider:10}{why_not(provider) and 'no: ' or 'works'}" in out
+    assert "JPEG by" in out
