@@ -53,8 +53,8 @@ def program(command: str) -> str:
 
 def script(command: str) -> str:
     """The same → `train`."""
-    found = re.search(r"\bpython cli/(\w+)\.py\b", command)
-    assert found, f"{command}: not a script of cli/"
+    found = re.search(r"\bpython (?:cli|export)/(\w+)\.py\b", command)
+    assert found, f"{command}: not a script of cli/ or export/"
     return found[1]
 
 
@@ -216,14 +216,15 @@ def test_tensorboard_has_the_option() -> None:
 def parser_options() -> dict[str, set[str]]:
     """Script → its options, from its own --help."""
     found = {}
-    for path in sorted((ROOT / "cli").glob("*.py")):
-        module: ModuleType = importlib.import_module(f"maskcls.commands.{path.stem}")
+    names = {path.stem: path.stem for path in (ROOT / "cli").glob("*.py")} | {"to_onnx": "export"}
+    for stem, name in sorted(names.items()):
+        module: ModuleType = importlib.import_module(f"maskcls.commands.{name}")
         parser = module.build_parser()
         texts = [parser.format_help()]
         for action in parser._actions:
             if isinstance(action.choices, dict):  # subcommands
                 texts += [sub.format_help() for sub in action.choices.values()]
-        found[path.stem] = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(texts)))
+        found[stem] = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(texts)))
     return found
 
 

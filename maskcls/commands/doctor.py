@@ -33,14 +33,19 @@ NEEDED_FOR = {
 }
 
 
-@guarded
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0 where pictures can be labelled, else 1."""
-    argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """`maskcls-doctor` has no options."""
+    return argparse.ArgumentParser(
         allow_abbrev=False,
         description="Show versions, devices, the execution providers that really load, and what to "
         "install. Ends with 1 where pictures cannot be labelled at all.",
-    ).parse_args(argv)
+    )
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0 where pictures can be labelled, else 1."""
+    build_parser().parse_args(argv)
     print(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
     print(f"cores: {_cores()}")
     print("\npackages")

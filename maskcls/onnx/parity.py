@@ -30,8 +30,9 @@ FEW = 64
 MAX_LOGIT_DIFFERENCE = 1e-3
 MAX_FLIP_SHARE = 1e-3
 MAX_F1_DROP = 0.005
-MIN_VARIATION = 0.05
-"""Of a logit over the pictures, largest minus smallest: less says that nothing was compared."""
+MIN_VARIATION = 10 * MAX_LOGIT_DIFFERENCE
+"""Of a logit over the pictures, largest minus smallest: where it is not far above what may differ,
+nothing was compared."""
 
 
 @dataclass(frozen=True)
