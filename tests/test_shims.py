@@ -62,8 +62,9 @@ def test_help_takes_little_time(shim: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shim", SHIMS, ids=lambda shim: shim.name)
 def test_shim_is_commands_to_paste_and_one_call(shim: Path) -> None:
     text = shim.read_text(encoding="utf-8")
-    assert f"    python cli/{shim.name} " in text
-    assert f"from maskcls.commands.{shim.stem} import main\n" in text
+    assert re.search(rf"^    python {shim.parent.name}/{shim.name}\b", text, flags=re.MULTILINE)
+    command = shim.stem.removeprefix("to_").replace("onnx", "export")
+    assert f"from maskcls.commands.{command} import main\n" in text
     assert text.endswith('if __name__ == "__main__":\n    raise SystemExit(main())\n')
 
 
