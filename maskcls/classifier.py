@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
@@ -37,6 +38,7 @@ class TorchClassifier:
         restored = [restore_model(content, path) for content, path in opened]
         self._networks = [channels_last(model.to(device)) for model, _ in restored]
         self._tasks = [manifest.get_task() for _, manifest in restored]
+        self.tasks = tuple(task.name for task in self._tasks)
         if complete:
             require_all_attributes(self._tasks, paths)
         self._tta = [manifest.tta for _, manifest in restored]
@@ -57,6 +59,10 @@ class TorchClassifier:
             )
             for spec in self.specs
         ]
+
+    def network(self, index: int) -> tuple[nn.Module, str]:
+        """One of the networks, and its test-time augmentation; see `predict_logits`."""
+        return self._networks[index], self._tta[index]
 
     @torch.inference_mode()
     def logits(self, index: int, pixels: np.ndarray) -> np.ndarray:

@@ -100,7 +100,7 @@ class TrainConfig:
     focal_alpha: float | None = _option(None, "focal: scale of the loss")
     label_smoothing: float = _option(0.1, "label_smoothing: share given to the other classes")
     soften_age: float = _option(
-        0.0, "age: deviation of a label in years; near 30 and 60 it counts for both groups"
+        0.0, "age: deviation of a label in years; the network learns exact ages, answers groups"
     )
     class_weights: str = _option(
         "none", "none, balanced (inverse frequency), sqrt (its square root), or a file: one a line"
@@ -274,7 +274,7 @@ _SCRATCH = {
 _SCRATCH_AGE = {"epochs": 11, "ema_decay": 0.998, "soften_age": 4.0}
 # The second of two branches starts from the first, which has learnt faces already: a smaller step
 # keeps what it knows.
-_BRANCH = {"lr": 1e-3, "epochs": 12}
+_BRANCH = {"lr": 1e-3, "epochs": 15}
 _SCRATCH_PRESETS = {
     task: _SCRATCH | (_SCRATCH_AGE if "age" in TASKS[task].attributes else {}) for task in TASKS
 }

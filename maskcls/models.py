@@ -6,7 +6,7 @@ Every network takes float32 (N, 3, H, W) and answers logits (N, num_classes).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +104,73 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def model_args(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """What the network's constructor needs besides the class count; goes into the manifest.
+class SummedLinear(nn.Linear):
+    """A classifier that learns finer steps than it answers.
+
+    In training it gives the logits of all steps, (N, sum(steps)). In evaluation it gives those of
+    the classes, (N, len(steps)): class i is `steps[i]` neighbouring steps, and its probability is
+    their sum. Learning the distribution over ages rather than the group is what Gao et al. 2017
+    (arXiv:1611.01731) call deep label distribution learning.
+    """
+
+    def __init__(self, in_features: int, steps: Sequence[int]) -> None:
+        if not steps or not all(isinstance(count, int) and count > 0 for count in steps):
+            raise ValueError(f"steps {steps!r}: needs a whole number above 0 per class")
+        super().__init__(in_features, sum(steps))
+        self.steps = tuple(steps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits = super().forward(features)
+        if self.training:
+            return logits
+        parts = torch.split(logits.float(), list(self.steps), dim=1)
+        return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1)
+
+
+def model_args(
+    name: str, image_size: tuple[int, int], steps: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """What a network is made from besides its name and class count; goes into the manifest.
 
     Raises:
         ConfigError: no such network.
     """
     if name not in MODELS:
         raise ConfigError(unknown("model", name, MODEL_NAMES))
-    return {"image_size": list(image_size)} if name.startswith("efficientnet") else {}
+    size = {"image_size": list(image_size)} if name.startswith("efficientnet") else {}
+    return size | ({"steps": list(steps)} if steps else {})
 
 
-def create_model(name: str, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """A network with random weights. `image_size`: (height, width) in pixels.
+def create_model(
+    name: str,
+    num_classes: int,
+    image_size: tuple[int, int],
+    steps: Sequence[int] | None = None,
+) -> nn.Module:
+    """A network with random weights. `image_size`: (height, width) in pixels. `steps`: how many
+    steps each class is learnt in, see `SummedLinear`; default: the classes themselves.
 
     Raises:
         ConfigError: no such network.
     """
-    arguments = model_args(name, image_size)  # refuses an unknown name
-    return MODELS[name](num_classes, **arguments)
+    return _build(name, num_classes, model_args(name, image_size, steps))
+
+
+def _build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+    """
+    Raises:
+        TypeError, ValueError: arguments that the network does not take.
+    """
+    arguments = dict(arguments)
+    steps = arguments.pop("steps", None)
+    model = MODELS[name](num_classes, **arguments)
+    if steps is not None:
+        if len(steps) != num_classes:
+            raise ValueError(f"steps {steps!r}: needs one number for each of {num_classes} classes")
+        [place] = [key for key, _ in model.named_modules() if key in _CLASSIFIERS]
+        features = model.get_submodule(place).in_features
+        model.set_submodule(place, SummedLinear(features, steps))  # type: ignore[arg-type]
+    return model
 
 
 def model_from_manifest(manifest: Manifest) -> nn.Module:
@@ -134,7 +182,7 @@ def model_from_manifest(manifest: Manifest) -> nn.Module:
     if manifest.model not in MODEL_NAMES:
         raise CheckpointError(unknown("model", str(manifest.model), MODEL_NAMES))
     try:
-        return MODELS[manifest.model](manifest.get_task().num_classes, **manifest.model_args)
+        return _build(manifest.model, manifest.get_task().num_classes, manifest.model_args)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"manifest: {manifest.model} cannot be built: {error}") from error
 

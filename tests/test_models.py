@@ -19,6 +19,7 @@ from maskcls.errors import CheckpointError, ConfigError, WeightsError
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
 from maskcls.models import (
+    SummedLinear,
     channels_last,
     count_parameters,
     create_model,
@@ -183,6 +184,33 @@ def test_only_efficientnet_is_built_for_a_size() -> None:
     json.dumps(model_args("efficientnet_b3", SIZE))
 
 
+# --- classes learnt in finer steps --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_class_is_as_probable_as_its_steps_together(name: str) -> None:
+    model = stir(create_model(name, 3, SIZE, (2, 3, 1)))
+    images = pictures()
+    with torch.no_grad():
+        answer = model.eval()(images)
+        [head] = [part for part in model.modules() if isinstance(part, SummedLinear)]
+        head.training = True  # the steps, from a network that is otherwise in evaluation mode
+        steps = model(images).softmax(dim=1)
+    assert steps.shape == (len(images), 6)
+    sums = torch.stack([steps[:, :2].sum(1), steps[:, 2:5].sum(1), steps[:, 5]], dim=1)
+    torch.testing.assert_close(answer.softmax(dim=1), sums)
+
+
+def test_steps_travel_in_the_manifest() -> None:
+    model = create_model("resnet18", 3, SIZE, (2, 3, 1))
+    manifest = dataclasses.replace(
+        manifest_of("resnet18"), model_args=model_args("resnet18", SIZE, (2, 3, 1))
+    )
+    again = model_from_manifest(Manifest.from_json(manifest.to_json()))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(logits(again), logits(model))
+
+
 # --- weights from elsewhere --------------------------------------------------------------------
 
 
@@ -280,6 +308,9 @@ def test_load_model_falls_back_with_a_warning(run: tuple[Path, nn.Module]) -> No
         {"model": ["resnet18"]},
         {"model_args": {"depth": 3}},
         {"model_args": 3},
+        {"model_args": {"steps": [1, 2]}},
+        {"model_args": {"steps": [1, 2, "3"]}},
+        {"model_args": {"steps": 3}},
     ],
 )
 def test_weights_that_do_not_fit_their_manifest(changes: dict[str, object]) -> None:

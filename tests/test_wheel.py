@@ -101,7 +101,13 @@ def test_metadata(wheel: Path) -> None:
     assert metadata["Version"] == maskcls.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"runtime", "train", "parquet", "all", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "runtime",
+        "train",
+        "parquet",
+        "all",
+        "dev",
+    }
 
 
 def test_entry_points_are_the_commands(wheel: Path) -> None:

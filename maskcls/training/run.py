@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from ignite.handlers import Checkpoint, EMAHandler
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
@@ -24,7 +24,7 @@ from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
 from maskcls.data.loaders import training_loader, validation_loader
 from maskcls.data.splits import Split, split_hash
-from maskcls.data.targets import soft_targets
+from maskcls.data.targets import age_step_shares, soft_targets, steps_per_group
 from maskcls.errors import CheckpointError, ConfigError, DataError
 from maskcls.files import write_atomic
 from maskcls.labels import get_task
@@ -160,8 +160,10 @@ class _Session:
         self.device = device
         self.say = say
         seed_everything(config.seed)
+        # Exact ages say more than their group: a network that is to answer the group learns them.
+        self.steps = steps_per_group() if config.soften_age and self.task.name == "age" else None
         size = config.preprocess().size
-        model = create_model(config.model, self.task.num_classes, size)
+        model = create_model(config.model, self.task.num_classes, size, self.steps)
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
         counts = torch.bincount(
@@ -174,13 +176,19 @@ class _Session:
     ) -> RunResult:
         data, model, device = self.data, self.model, self.device
         precision = resolve_precision(config.precision, device)
-        criterion = create_criterion(
-            config.criterion,
-            class_weights=self.class_weights,
-            focal_gamma=config.focal_gamma,
-            focal_alpha=config.focal_alpha,
-            label_smoothing=config.label_smoothing,
-        ).to(device)
+
+        def criterion(weights: Tensor | None) -> nn.Module:
+            return create_criterion(
+                config.criterion,
+                class_weights=weights,
+                focal_gamma=config.focal_gamma,
+                focal_alpha=config.focal_alpha,
+                label_smoothing=config.label_smoothing,
+            ).to(device)
+
+        learnt = self.class_weights
+        if learnt is not None and self.steps is not None:
+            learnt = learnt.repeat_interleave(torch.tensor(self.steps))
         train_loader = training_loader(data.train, config.batch_size, config.seed)
         val_loader = validation_loader(data.val, config.batch_size * 2)
         optimizer = create_optimizer(model, config)
@@ -194,7 +202,7 @@ class _Session:
         trainer = create_trainer(
             model,
             optimizer,
-            criterion,
+            criterion(learnt),
             create_augmentation(config.augmentation, data.dataset.spec, config.seed),
             device=device,
             precision=precision,
@@ -210,7 +218,7 @@ class _Session:
             precision=precision,
             tta=config.tta,
         )
-        attach_metrics(evaluator, self.task, criterion)
+        attach_metrics(evaluator, self.task, criterion(self.class_weights))
         manifest = self._manifest(config)
         states = setup_handlers(
             trainer,
@@ -256,6 +264,8 @@ class _Session:
         if not config.soften_age or "age" not in self.task.attributes:
             return None
         data = self.data.dataset
+        if self.steps is not None:
+            return age_step_shares(data.ages, config.soften_age)
         return soft_targets(self.task, data.labels, data.ages, config.soften_age)
 
     def _manifest(self, config: TrainConfig) -> Manifest:
@@ -265,7 +275,7 @@ class _Session:
             class_names=self.task.class_names,
             preprocess=spec,
             model=config.model,
-            model_args=model_args(config.model, spec.size),
+            model_args=model_args(config.model, spec.size, self.steps),
             config=config.to_dict(),
             split_hash=split_hash(self.data.table),
             fixes=tuple(dataclasses.asdict(fix) for fix in self.data.fixes),

@@ -10,8 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskcls.data.targets import age_group_shares, soft_targets
-from maskcls.labels import TASKS, AgeLabels
+from maskcls.data.targets import (
+    AGE_STEPS,
+    age_group_shares,
+    age_step_shares,
+    soft_targets,
+    steps_per_group,
+)
+from maskcls.labels import AGE_BOUNDS, TASKS, AgeLabels
 
 ages = st.lists(st.integers(0, 100), min_size=1, max_size=20)
 deviations = st.floats(0.01, 20)
@@ -53,3 +59,18 @@ def test_other_attributes_stay_certain(name: str, data: st.DataObject) -> None:
         for attribute, digit in task.decode(int(label)).items():
             if attribute != "age":
                 assert row[torch.from_numpy(classes[attribute] != digit)].sum() == 0
+
+
+def test_steps_make_up_the_groups() -> None:
+    starts = np.array([0, *AGE_STEPS])
+    groups = [int(AgeLabels.from_number(int(start))) for start in starts]
+    assert steps_per_group() == tuple(groups.count(group) for group in range(3))
+    assert set(AGE_BOUNDS) <= set(AGE_STEPS)  # no step is in two groups
+
+
+@given(ages, deviations)
+def test_the_steps_of_a_group_sum_to_its_share(years: list[int], deviation: float) -> None:
+    steps = age_step_shares(np.array(years), deviation)
+    assert steps.shape == (len(years), len(AGE_STEPS) + 1)
+    groups = torch.stack([part.sum(dim=1) for part in steps.split(steps_per_group(), dim=1)], 1)
+    assert torch.allclose(groups, age_group_shares(np.array(years), deviation), atol=1e-6)

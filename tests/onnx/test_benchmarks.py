@@ -1,0 +1,137 @@
+"""benchmarks/latency.py and benchmarks/parity.py as processes of their own, on exported networks.
+How large their figures are is not tested: that is the machine's affair."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from maskcls.onnx import export
+from maskcls.runtime.session import why_not
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+MakeRun = Callable[..., Path]
+no_cuda = pytest.mark.skipif(
+    torch.cuda.is_available() and not why_not("cuda"), reason="CUDA works here"
+)
+
+
+def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCHMARKS / script, *options]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+@pytest.fixture
+def exported(make_run: MakeRun, tmp_path: Path) -> tuple[object, ...]:
+    """Options that name two runs and their ONNX files."""
+    runs = [make_run(task, height=32, width=32) for task in ("mask_gender", "age")]
+    export([folder / "best.pt" for folder in runs], tmp_path / "onnx", say=lambda _: None)
+    return "--runs", *runs, "--onnx", tmp_path / "onnx", "--threads", 1
+
+
+def test_latency(exported: tuple[object, ...], tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--batch-sizes", 1, 3, "--seconds", 0.05, "--no-compile")
+    written = ("--json", tmp_path / "latency.json", "--plot", tmp_path / "latency.png")
+    done = run("latency.py", *exported, *options, *written)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "latency.json").read_text())
+    assert figures["gpu"] is None
+    rows = figures["rows"]
+    fused = ["maskcls 512x384", "maskcls 40x32"]
+    assert list(dict.fromkeys(row["subject"] for row in rows)) == ["mask_gender", "age", *fused]
+    for row in rows:
+        assert "CUDA" not in row["way"]
+        assert row["calls"] >= 5
+        assert row["p99_ms"] is None or row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / row["p50_ms"])
+        assert row["precision"] != "fp32" or row["equal"]
+        if row["way"] == "PyTorch CPU eager" and row["precision"] == "fp32":
+            assert row["ratio"] == 1
+            assert row["difference"] == 0
+        assert f"| {row['subject']} | {row['batch']} | {row['way']} |" in done.stdout
+    ways = {row["way"] for row in rows if row["subject"] == "age"}
+    assert ways == {"PyTorch CPU eager", "PyTorch CPU channels_last", "onnxruntime CPU"}
+    assert done.stdout.count("the networks' p50 together") == 2 * 2  # sizes of pictures, batches
+    with Image.open(tmp_path / "latency.png") as picture:
+        picture.load()
+
+
+def test_parity(exported: tuple[object, ...], tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--batch-sizes", 2, 3, "--pictures", 5, "--no-compile")
+    done = run("parity.py", *exported, *options, "--json", tmp_path / "parity.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "parity.json").read_text())
+    assert figures["pictures"] == 5
+    assert {row["way"] for row in figures["rows"]} >= {"PyTorch CPU eager", "onnxruntime CPU"}
+    for row in figures["rows"]:
+        assert row["varies"] > 0
+        if row["precision"] == "fp32":
+            assert row["equal"]
+            assert row["flips"] == 0
+
+
+def test_answers_that_differ_end_it(
+    exported: tuple[object, ...], make_run: MakeRun, tmp_path: Path
+) -> None:
+    """ONNX files whose manifest names the checkpoint, and whose weights are not its."""
+    import onnx
+    from onnx import numpy_helper
+
+    path = tmp_path / "onnx" / "age.onnx"
+    proto = onnx.load(path)
+    [bias] = [tensor for tensor in proto.graph.initializer if tensor.name.endswith("fc.bias")]
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + [0, 1, 0], bias.name))
+    values = numpy_helper.to_array(bias).astype("float32")
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    onnx.save(proto, path)
+    options = ("--device", "cpu", "--batch-sizes", 1, "--no-compile")
+    for script, more in (("parity.py", ("--pictures", 2)), ("latency.py", ("--seconds", 0.01))):
+        done = run(script, *exported, *options, *more)
+        assert done.returncode == 1
+        assert "error: age, onnxruntime CPU" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@no_cuda
+def test_cuda_where_there_is_none(exported: tuple[object, ...]) -> None:
+    done = run("latency.py", *exported, "--device", "cuda")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --device cuda: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_files_of_other_checkpoints(
+    exported: tuple[object, ...], make_run: MakeRun, tmp_path: Path
+) -> None:
+    other = make_run("age", height=32, width=36)  # in the place of the one that was exported
+    done = run("parity.py", *exported)
+    assert done.returncode == 1
+    assert "was exported from other checkpoints" in done.stderr
+    assert other.is_dir()
+
+
+@pytest.mark.parametrize("script", ["latency.py", "parity.py"])
+def test_a_batch_of_nothing_is_a_wrong_option(script: str) -> None:
+    done = run(script, "--batch-sizes", 0)
+    assert done.returncode == 2
+    assert "--batch-sizes 0: needs at least 1" in done.stderr
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or bool(why_not("cuda")), reason="needs CUDA and its provider"
+)
+def test_latency_on_cuda(exported: tuple[object, ...], tmp_path: Path) -> None:
+    options = ("--device", "cuda", "--batch-sizes", 1, 3, "--seconds", 0.05, "--no-compile")
+    done = run("latency.py", *exported, *options, "--json", tmp_path / "latency.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "latency.json").read_text())
+    assert figures["gpu"]
+    ways = {row["way"] for row in figures["rows"] if row["subject"] == "age"}
+    assert {"onnxruntime CUDA", "onnxruntime CUDA IO binding", "onnxruntime CUDA graph"} <= ways
