@@ -15,6 +15,8 @@ from maskcls.errors import CheckpointError, MaskclsError
 from maskcls.labels import ATTRIBUTES, TASKS, Task
 from maskcls.preprocessing import PreprocessSpec
 
+PRECISIONS = ("fp32", "fp16", "int8")
+"""What an ONNX file may compute in."""
 FORMAT = 1
 """Raised when a file of this version could no longer be read by an older `maskcls`."""
 
@@ -116,7 +118,7 @@ class OnnxManifest:
     kind: str  # network: normalised pixels → logits of one task; fused: raw pixels → 18 classes
     networks: tuple[Manifest, ...]
     checkpoints: tuple[str, ...]  # sha256 of the file that each network comes from
-    precision: str  # fp32, fp16 or int8
+    precision: str  # one of PRECISIONS
     opset: int
     input_size: tuple[int, int] | None = None  # fused: (height, width); None takes any
     versions: Mapping[str, str] = field(default_factory=dict)

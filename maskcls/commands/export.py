@@ -11,8 +11,7 @@ from pathlib import Path
 
 from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError
-
-PRECISIONS = ("fp32", "fp16", "int8")
+from maskcls.manifest import PRECISIONS
 
 EPILOG = """\
 Writes mask_gender.onnx and age.onnx (normalised pixels → logits) and maskcls.onnx, which takes raw

@@ -33,7 +33,6 @@ from maskcls.onnx.quantise import to_fp16, to_int8
 from maskcls.runtime.session import open_session, write_seen
 from maskcls.runtime.sources import list_pictures
 
-PRECISIONS = ("fp32", "fp16", "int8")
 FUSED_FILE = "maskcls.onnx"
 PARITY_FILE = "parity.json"
 CALIBRATION_PICTURES = 256

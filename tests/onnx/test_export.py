@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -256,11 +257,10 @@ def wrong_class_order(monkeypatch: pytest.MonkeyPatch) -> None:
     convert = exporting.convert
 
     def other(model: Any, manifest: Any) -> onnx.ModelProto:
-        copy = create_model(manifest.model, len(manifest.class_names), manifest.preprocess.size)
-        copy.load_state_dict(model.state_dict())
-        copy.fc.weight.data = copy.fc.weight.data.flip(0)
-        copy.fc.bias.data = copy.fc.bias.data.flip(0)
-        return convert(copy, manifest)
+        other = copy.deepcopy(model)
+        other.fc.weight.data = other.fc.weight.data.flip(0)
+        other.fc.bias.data = other.fc.bias.data.flip(0)
+        return convert(other, manifest)
 
     monkeypatch.setattr(exporting, "convert", other)
 
@@ -316,7 +316,8 @@ def test_padding_for_another_size_is_caught(
     convert = exporting.convert
 
     def other(model: Any, manifest: Any) -> onnx.ModelProto:
-        padded = create_model(manifest.model, len(manifest.class_names), (300, 300))
+        classes, steps = len(manifest.class_names), manifest.model_args["steps"]
+        padded = create_model(manifest.model, classes, (300, 300), steps)
         padded.load_state_dict(model.state_dict())
         return convert(padded, manifest)
 
