@@ -118,6 +118,36 @@ def test_files_of_other_checkpoints(
     assert other.is_dir()
 
 
+def test_labelling(
+    exported: tuple[object, ...], data_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    pictures = sorted((data_dir(12) / "images").iterdir())[0]
+    count = len(list(pictures.iterdir()))
+    model = ("--model", tmp_path / "onnx" / "maskcls.onnx", "--images", pictures)
+    options = ("--runs", 2, "--batch-size", 2, "--memory", 3, 2 * count + 1)
+    done = run("labelling.py", *model, *options, "--json", tmp_path / "labelling.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "labelling.json").read_text())
+    assert figures["pictures"] == count
+    bare, whole = figures["speed"]["images_per_s_all"].values()
+    ratios = sorted(b / a for a, b in zip(bare, whole, strict=True))
+    assert figures["speed"]["ratio"]["min"] == pytest.approx(ratios[0])
+    assert figures["speed"]["ratio"]["max"] == pytest.approx(ratios[-1])
+    assert [row["pictures"] for row in figures["memory"]] == [3, 2 * count + 1]
+    assert all(20 < row["peak_mb"] < 5000 for row in figures["memory"])
+
+
+def test_labelling_pictures_that_cannot_be_read(
+    exported: tuple[object, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "empty.jpg").touch()
+    model = ("--model", tmp_path / "onnx" / "maskcls.onnx", "--images", tmp_path / "images")
+    done = run("labelling.py", *model)
+    assert done.returncode == 1
+    assert "not all pictures can be read" in done.stderr
+
+
 @pytest.mark.parametrize("script", ["latency.py", "parity.py"])
 def test_a_batch_of_nothing_is_a_wrong_option(script: str) -> None:
     done = run(script, "--batch-sizes", 0)

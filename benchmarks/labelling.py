@@ -1,0 +1,230 @@
+"""Labelling a folder against the bare session, and its memory over the length of the job.
+
+    python benchmarks/labelling.py
+    python benchmarks/labelling.py --model onnx/maskcls.onnx --images photos --json labelling.json
+    python benchmarks/labelling.py --model onnx/maskcls.onnx --images photos --memory 2000 20000
+
+The bare session runs the same batches of the same pictures, decoded beforehand and held in memory:
+no program that labels with this file on this machine can be faster. Labelling goes from the files
+to `output.csv`. The two take turns in one process. `--memory` runs the whole command on lists of so
+many pictures, the folder's repeated, and shows the peak of each. How to read it:
+benchmarks/README.md.
+
+All options: python benchmarks/labelling.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this clone, installed or not
+
+
+from maskcls.commands._run import guarded
+from maskcls.errors import ConfigError, DataError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Measure labelling against the bare session, and its memory.",
+        epilog="example:\n  python benchmarks/labelling.py --model maskcls.onnx --images photos",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=Path("runs/demo/onnx/maskcls.onnx"),
+        metavar="FILE",
+        help="a fused file; default: runs/demo/onnx/maskcls.onnx",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        default=Path("runs/demo/sample/eval"),
+        metavar="DIR",
+        help="default: runs/demo/sample/eval",
+    )
+    parser.add_argument("--provider", default="cpu", choices=("cpu", "cuda", "tensorrt"))
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="default: 2")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="default: 5")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="lengths of lists to label, each by a process of its own",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    for name in ("batch_size", "workers", "runs"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: needs at least 1")
+    if args.memory and min(args.memory) < 1:
+        raise ConfigError(f"--memory {min(args.memory)}: needs at least 1")
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = measure(args, Path(scratch))
+    print(format_table(figures))
+    if args.json is not None:
+        from maskcls.files import write_atomic
+
+        write_atomic(args.json, (json.dumps(figures, indent=1) + "\n").encode())
+        print(f"wrote {args.json}")
+    return 0
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """All figures, as plain values."""
+    import onnxruntime
+
+    from maskcls.runtime.engines import FusedEngine
+    from maskcls.runtime.sources import list_pictures
+
+    sources = list_pictures(args.images)
+    engine = FusedEngine(args.model, args.provider)
+    return {
+        "pictures": len(sources),
+        "provider": engine.provider,
+        "precision": engine.manifest.precision,
+        "batch_size": args.batch_size,
+        "workers": args.workers,
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "onnxruntime": onnxruntime.__version__,
+        "speed": _speed(args, engine, sources, scratch),
+        "memory": [_memory(args, sources, count, scratch) for count in args.memory],
+    }
+
+
+def _speed(
+    args: argparse.Namespace, engine: Any, sources: Sequence[Any], scratch: Path
+) -> dict[str, Any]:
+    from maskcls.runtime import inference
+    from maskcls.runtime.labelling import decoded_batches, predict
+
+    batches = list(decoded_batches(engine.specs, sources, args.batch_size, args.workers, None))
+    batches = [[picture for picture in batch if not picture.error] for batch in batches]
+    if sum(map(len, batches)) < len(sources):
+        raise DataError(f"{args.images}: not all pictures can be read, so the ways would differ")
+    expected: list[int] = []
+
+    def bare() -> None:
+        expected[:] = []
+        for batch in batches:
+            expected.extend(predict(engine, batch).argmax(axis=1).tolist())
+
+    def whole() -> None:
+        inference(
+            engine,
+            sources,
+            scratch / "output.csv",
+            batch_size=args.batch_size,
+            workers=args.workers,
+        )
+
+    seconds: dict[Callable[[], None], list[float]] = {bare: [], whole: []}
+    for number in range(args.runs + 1):  # the first is not counted: allocation, page cache
+        for way in (bare, whole) if number % 2 else (whole, bare):
+            began = time.perf_counter()
+            way()
+            if number:
+                seconds[way].append(time.perf_counter() - began)
+    rows = (scratch / "output.csv").read_text("utf-8").splitlines()[1:]
+    if [int(row.rpartition(",")[2]) for row in rows] != expected:
+        raise DataError("labelling and the bare session answer differently")
+    ratios = [a / b for a, b in zip(seconds[bare], seconds[whole], strict=True)]
+    rates = {
+        name: [len(sources) / value for value in seconds[way]]
+        for name, way in (("bare session", bare), ("labelling", whole))
+    }
+    return {
+        "images_per_s": {name: statistics.median(values) for name, values in rates.items()},
+        "images_per_s_all": rates,
+        "ratio": {
+            "median": statistics.median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+        },
+    }
+
+
+def _memory(
+    args: argparse.Namespace, sources: Sequence[Any], count: int, scratch: Path
+) -> dict[str, Any]:
+    """The whole command on a list of `count` pictures. The folder's are repeated under other names:
+    a list that names a picture twice is refused."""
+    folder = scratch / f"list{count}"
+    folder.mkdir()
+    lines = []
+    for index in range(count):
+        turn, place = divmod(index, len(sources))
+        path = sources[place].path.resolve()
+        link = folder / f"{turn}-{path.parent.name}"
+        if not link.exists():
+            link.symlink_to(path.parent, target_is_directory=True)
+        lines.append(f"{link.name}/{path.name}\n")
+    (folder / "list.txt").write_text("".join(lines), "utf-8")
+    command = [sys.executable, str(ROOT / "cli" / "infer.py"), "--model", str(args.model)]
+    command += ["--images", str(folder / "list.txt"), "--out", str(folder / "output.csv")]
+    command += ["--provider", args.provider, "--batch-size", str(args.batch_size)]
+    command += ["--workers", str(args.workers)]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    if status != 0:
+        raise DataError(
+            f"labelling {count} pictures ended with {os.waitstatus_to_exitcode(status)}"
+        )
+    rows = len((folder / "output.csv").read_text("utf-8").splitlines()) - 1
+    if rows != count:
+        raise DataError(f"labelling {count} pictures wrote {rows} rows")
+    scale = 1e6 if sys.platform == "darwin" else 1e3  # Linux counts KiB there, macOS bytes
+    return {"pictures": count, "peak_mb": usage.ru_maxrss / scale, "images_per_s": count / seconds}
+
+
+def format_table(figures: dict[str, Any]) -> str:
+    """For the terminal, and as Markdown to paste."""
+    ratio = figures["speed"]["ratio"]
+    lines = [
+        f"{figures['pictures']} pictures, {figures['precision']}, {figures['provider']}, "
+        f"{figures['cores']} cores, batches of {figures['batch_size']}, {figures['workers']} "
+        f"decoding threads, onnxruntime {figures['onnxruntime']}",
+        "",
+        "| way | images/s |",
+        "|---|---:|",
+        *(f"| {name} | {rate:.1f} |" for name, rate in figures["speed"]["images_per_s"].items()),
+        "",
+        f"labelling reaches {100 * ratio['median']:.1f} % of the bare session "
+        f"({100 * ratio['min']:.1f}–{100 * ratio['max']:.1f} %)",
+    ]
+    if figures["memory"]:
+        lines += ["", "| pictures | peak MB | images/s, start included |", "|---:|---:|---:|"]
+        lines += [
+            f"| {row['pictures']:,} | {row['peak_mb']:.0f} | {row['images_per_s']:.1f} |"
+            for row in figures["memory"]
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
