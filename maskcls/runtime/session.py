@@ -147,12 +147,12 @@ def open_session(
     options.log_severity_level = 3  # errors; the fallback warning is checked for below
     if threads is not None:
         options.intra_op_num_threads = threads
+    # What TensorRT cannot compute goes to CUDA before it goes to the CPU.
+    chain = [(wanted, {**SETTINGS.get(provider, {}), **(settings or {})})]
+    if provider == "tensorrt":
+        chain.append((PROVIDERS["cuda"], SETTINGS["cuda"]))
     try:
-        session = ort.InferenceSession(
-            content,
-            options,
-            providers=[(wanted, {**SETTINGS.get(provider, {}), **(settings or {})})],
-        )
+        session = ort.InferenceSession(content, options, providers=chain)
     except Exception as error:  # onnxruntime has a class per status, with no useful base
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: onnxruntime cannot run it: {reason}") from None
