@@ -121,7 +121,7 @@ def test_files_of_other_checkpoints(
 def test_labelling(
     exported: tuple[object, ...], data_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pictures = sorted((data_dir(12) / "images").iterdir())[0]
+    pictures = sorted((data_dir(12, name="more") / "images").iterdir())[0]
     count = len(list(pictures.iterdir()))
     model = ("--model", tmp_path / "onnx" / "maskcls.onnx", "--images", pictures)
     options = ("--runs", 2, "--batch-size", 2, "--memory", 3, 2 * count + 1)
