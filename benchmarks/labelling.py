@@ -189,17 +189,28 @@ def _memory(
     command += ["--workers", str(args.workers)]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, _peak(process.pid))
+        time.sleep(0.02)
     seconds = time.perf_counter() - began
-    if status != 0:
-        raise DataError(
-            f"labelling {count} pictures ended with {os.waitstatus_to_exitcode(status)}"
-        )
+    if process.returncode != 0:
+        raise DataError(f"labelling {count} pictures ended with {process.returncode}")
     rows = len((folder / "output.csv").read_text("utf-8").splitlines()) - 1
     if rows != count:
         raise DataError(f"labelling {count} pictures wrote {rows} rows")
-    scale = 1e6 if sys.platform == "darwin" else 1e3  # Linux counts KiB there, macOS bytes
-    return {"pictures": count, "peak_mb": usage.ru_maxrss / scale, "images_per_s": count / seconds}
+    return {"pictures": count, "peak_mb": peak / 1e6, "images_per_s": count / seconds}
+
+
+def _peak(pid: int) -> float:
+    """Bytes; 0 where the process is over, or the system is not Linux. (The peak that `wait4` gives
+    counts this process's own memory, too: a child begins as its copy.)"""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    values = dict(line.split(":", 1) for line in lines)
+    return float(values["VmHWM"].split()[0]) * 1024 if "VmHWM" in values else 0.0
 
 
 def format_table(figures: dict[str, Any]) -> str:
