@@ -16,8 +16,7 @@ All options: python benchmarks/labelling.py --help
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import contextlib
 import platform
 import statistics
 import subprocess
@@ -32,8 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this clone, installed or not
 
 
+from benchmarks.shared import process_bytes, require_positive, write_figures
 from maskcls.commands._run import guarded
-from maskcls.errors import ConfigError, DataError
+from maskcls.commands.doctor import usable_cores
+from maskcls.errors import DataError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,19 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
     args = build_parser().parse_args(argv)
-    for name in ("batch_size", "workers", "runs"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: needs at least 1")
-    if args.memory and min(args.memory) < 1:
-        raise ConfigError(f"--memory {min(args.memory)}: needs at least 1")
+    require_positive(args, "batch_size", "workers", "runs", "memory")
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(args, Path(scratch))
     print(format_table(figures))
-    if args.json is not None:
-        from maskcls.files import write_atomic
-
-        write_atomic(args.json, (json.dumps(figures, indent=1) + "\n").encode())
-        print(f"wrote {args.json}")
+    write_figures(args.json, figures)
     return 0
 
 
@@ -107,7 +100,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "precision": engine.manifest.precision,
         "batch_size": args.batch_size,
         "workers": args.workers,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "machine": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
         "speed": _speed(args, engine, sources, scratch),
@@ -191,7 +184,8 @@ def _memory(
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:
-        peak = max(peak, _peak(process.pid))
+        with contextlib.suppress(OSError, KeyError):  # it has just ended, or this is no Linux
+            peak = process_bytes("VmHWM", process.pid)
         time.sleep(0.02)
     seconds = time.perf_counter() - began
     if process.returncode != 0:
@@ -199,18 +193,11 @@ def _memory(
     rows = len((folder / "output.csv").read_text("utf-8").splitlines()) - 1
     if rows != count:
         raise DataError(f"labelling {count} pictures wrote {rows} rows")
-    return {"pictures": count, "peak_mb": peak / 1e6, "images_per_s": count / seconds}
-
-
-def _peak(pid: int) -> float:
-    """Bytes; 0 where the process is over, or the system is not Linux. (The peak that `wait4` gives
-    counts this process's own memory, too: a child begins as its copy.)"""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    values = dict(line.split(":", 1) for line in lines)
-    return float(values["VmHWM"].split()[0]) * 1024 if "VmHWM" in values else 0.0
+    return {
+        "pictures": count,
+        "peak_mb": peak / 1e6 if peak else None,
+        "images_per_s": count / seconds,
+    }
 
 
 def format_table(figures: dict[str, Any]) -> str:
@@ -230,10 +217,9 @@ def format_table(figures: dict[str, Any]) -> str:
     ]
     if figures["memory"]:
         lines += ["", "| pictures | peak MB | images/s, start included |", "|---:|---:|---:|"]
-        lines += [
-            f"| {row['pictures']:,} | {row['peak_mb']:.0f} | {row['images_per_s']:.1f} |"
-            for row in figures["memory"]
-        ]
+        for row in figures["memory"]:
+            peak = "?" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+            lines.append(f"| {row['pictures']:,} | {peak} | {row['images_per_s']:.1f} |")
     return "\n".join(lines)
 
 

@@ -15,7 +15,6 @@ All options: python benchmarks/latency.py --help
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.shared import require_positive, write_figures
 from benchmarks.ways import (
     FUSED,
     MAX_DIFFERENCE,
@@ -35,7 +35,6 @@ from benchmarks.ways import (
     Subject,
     Way,
     add_options,
-    check_options,
     load_bench,
     machine,
 )
@@ -69,17 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
     args = build_parser().parse_args(argv)
-    check_options(args)
+    require_positive(args, "batch_sizes", "threads")
     if not args.seconds > 0:
         raise ConfigError(f"--seconds {args.seconds}: must be above 0")
-    from maskcls.files import write_atomic
-
     bench = load_bench(args, max(args.batch_sizes))
     figures = measure(bench, args.batch_sizes, args.seconds)
     print(format_table(figures))
-    if args.json is not None:
-        write_atomic(args.json, (json.dumps(figures, indent=1) + "\n").encode())
-        print(f"wrote {args.json}")
+    write_figures(args.json, figures)
     if args.plot is not None:
         draw(figures, args.plot)
         print(f"wrote {args.plot}")
@@ -133,10 +128,12 @@ def _measure_batch(
 def _time(prepared: Prepared, seconds: float) -> list[float]:
     """Seconds of each call."""
     taken: list[float] = []
-    while sum(taken) < seconds:
+    total = 0.0
+    while total < seconds:
         began = time.perf_counter()
         prepared.run()
         taken.append(time.perf_counter() - began)
+        total += taken[-1]
     return taken
 
 

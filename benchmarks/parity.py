@@ -13,7 +13,6 @@ All options: python benchmarks/parity.py --help
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.shared import require_positive, write_figures
 from benchmarks.ways import (
     MAX_DIFFERENCE,
     Bench,
     Subject,
     Way,
     add_options,
-    check_options,
     load_bench,
     machine,
 )
 from maskcls.commands._run import guarded
-from maskcls.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,16 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns its exit code."""
     args = build_parser().parse_args(argv)
-    check_options(args)
-    if args.pictures < 1:
-        raise ConfigError(f"--pictures {args.pictures}: needs at least 1")
+    require_positive(args, "batch_sizes", "threads", "pictures")
     figures = compare(load_bench(args, args.pictures), args.batch_sizes)
     print(format_table(figures))
-    if args.json is not None:
-        from maskcls.files import write_atomic
-
-        write_atomic(args.json, (json.dumps(figures, indent=1) + "\n").encode())
-        print(f"wrote {args.json}")
+    write_figures(args.json, figures)
     wrong = [row for row in figures["rows"] if row["precision"] == "fp32" and not row["equal"]]
     for row in wrong:
         print(

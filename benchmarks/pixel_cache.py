@@ -18,7 +18,6 @@ All options: python benchmarks/pixel_cache.py --help
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -31,8 +30,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
 
+from benchmarks.shared import process_bytes, require_positive, write_figures
 from maskcls.commands._run import guarded
-from maskcls.errors import ConfigError
 
 LEAST_SECONDS = 0.2  # a way that is through sooner is repeated: one short pass says little
 WARM_UP = 1  # runs that are not counted: files enter the page cache, memory is allocated
@@ -76,17 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
     args = build_parser().parse_args(argv)
-    for name in ("batch_size", "runs", "threads"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: needs at least 1")
+    require_positive(args, "batch_size", "runs", "threads")
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(args, Path(scratch))
     print(format_table(figures))
-    if args.json is not None:
-        from maskcls.files import write_atomic
-
-        write_atomic(args.json, (json.dumps(figures, indent=1) + "\n").encode())
-        print(f"wrote {args.json}")
+    write_figures(args.json, figures)
     return 0
 
 
@@ -233,19 +226,12 @@ def _peak_growth(run: Callable[[], None]) -> float | None:
     where the system does not tell (it is Linux that does)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at the present size
-        before = _status("VmRSS")
+        before = process_bytes("VmRSS")
         run()
-        return max(0.0, (_status("VmHWM") - before) / 1e6)
+        return max(0.0, (process_bytes("VmHWM") - before) / 1e6)
     except (OSError, KeyError):
         run()
         return None
-
-
-def _status(field: str) -> float:
-    """Bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    values = dict(line.split(":", 1) for line in lines)
-    return float(values[field].split()[0]) * 1024
 
 
 def format_table(figures: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 where pictures can be labelled, else 1."""
     build_parser().parse_args(argv)
     print(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    print(f"cores: {_cores()}")
+    print(f"cores: {usable_cores()}")
     print("\npackages")
     for package in PACKAGES:
         found = _version(package)
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if usable or torch_works else 1
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

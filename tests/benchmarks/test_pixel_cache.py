@@ -45,3 +45,22 @@ def test_no_runs_is_a_wrong_option(tmp_path: Path) -> None:
     done = run("--runs", "0", cwd=tmp_path)
     assert done.returncode == 2
     assert "--runs 0: needs at least 1" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_peak_of_a_process_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the process that started it, which is what `wait4` gives."""
+    monkeypatch.syspath_prepend(SCRIPT.parents[1])
+    from benchmarks.shared import process_bytes
+
+    held = bytearray(b"1") * 200_000_000
+    child = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    peak = process_bytes("VmHWM", child.pid)
+    child.communicate(b"\n")
+    assert 1e6 < peak < len(held) < process_bytes("VmHWM")

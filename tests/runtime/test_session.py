@@ -23,7 +23,8 @@ from maskcls.runtime import Classifier, open_onnx
 from maskcls.runtime import session as sessions
 from maskcls.runtime.session import open_session, read_onnx, why_not, write_seen
 
-has_cuda = not why_not("cuda")
+# What is said where CUDA cannot be had; tests/onnx/test_benchmarks.py has the other side.
+without_cuda = pytest.mark.skipif(not why_not("cuda"), reason="needs a machine without CUDA")
 
 
 def network(task: str = "age", **changes: Any) -> onnx.ModelProto:
@@ -161,7 +162,7 @@ def test_people_are_kept(file: Path) -> None:
 # --- providers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(has_cuda, reason="needs a machine without CUDA")
+@without_cuda
 def test_cuda_that_is_not_there_is_an_error_that_says_why(file: Path) -> None:
     for provider in ("cuda", "tensorrt"):
         with pytest.raises(ProviderError, match=f"--provider {provider}: .*--provider cpu"):
@@ -190,10 +191,9 @@ def test_why_not_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "libcurand.so.10" in reason and "onnxruntime-gpu[cuda,cudnn]" in reason
 
 
+@without_cuda
 def test_a_session_that_fell_back_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "why_not", lambda provider: "")
-    if has_cuda:
-        pytest.skip("needs a machine without CUDA")
     with pytest.raises(ProviderError, match="gave CPUExecutionProvider instead"):
         open_session(file.read_bytes(), file, "cuda")
 

@@ -1,0 +1,44 @@
+"""What the benchmarks have in common: options that count, figures on disk, memory of a process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from maskcls.errors import ConfigError
+from maskcls.files import write_atomic
+
+
+def require_positive(args: argparse.Namespace, *names: str) -> None:
+    """
+    Raises:
+        ConfigError: an option, or one of its values, below 1. One that was not given is passed.
+    """
+    for name in names:
+        given = getattr(args, name)
+        values = given if isinstance(given, list) else [] if given is None else [given]
+        for value in values:
+            if value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: needs at least 1")
+
+
+def write_figures(path: Path | None, figures: dict[str, Any]) -> None:
+    """As JSON, where a file was asked for."""
+    if path is not None:
+        write_atomic(path, (json.dumps(figures, indent=1) + "\n").encode())
+        print(f"wrote {path}")
+
+
+def process_bytes(field: str, pid: int | str = "self") -> float:
+    """A size in `/proc/PID/status`: VmRSS, or VmHWM, the peak of the program that runs there now.
+    (The peak that `wait4` gives counts the memory of the parent, too: a child begins as its copy.)
+
+    Raises:
+        OSError: no such process, or no Linux.
+        KeyError: the process is over.
+    """
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return float(values[field].split()[0]) * 1024
