@@ -102,6 +102,10 @@ class TrainConfig:
     soften_age: float = _option(
         0.0, "age: deviation of a label in years; the network learns exact ages, answers groups"
     )
+    auxiliary: float = _option(
+        0.0,
+        "weight in the loss of the attributes beside the task, learnt and not answered; 0: none",
+    )
     class_weights: str = _option(
         "none", "none, balanced (inverse frequency), sqrt (its square root), or a file: one a line"
     )
@@ -153,6 +157,7 @@ class TrainConfig:
             "val_ratio": (0 < self.val_ratio < 1, "above 0 and below 1"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "soften_age": (0 <= self.soften_age < float("inf"), "0 or more"),
+            "auxiliary": (0 <= self.auxiliary < float("inf"), "0 or more"),
             "focal_gamma": (self.focal_gamma >= 0, "0 or more"),
             "focal_alpha": (self.focal_alpha is None or self.focal_alpha > 0, "above 0"),
             "lr": (0 <= self.lr < 100, "from 0 to below 100"),
@@ -261,20 +266,22 @@ _SCRATCH = {
     "weight_decay": 0.05,
     "criterion": "label_smoothing",
     "label_smoothing": 0.05,
+    "soften_age": 4.0,  # an age is known to some years
+    "auxiliary": 0.5,
     "class_weights": "sqrt",
     "schedule": "cosine",
-    "epochs": 8,
+    "epochs": 15,
     "patience": 0,  # the cosine's last epochs are its best; stopping before them wastes the run
     "clip_norm": 1.0,
     "ema_decay": 0.995,
     "val_ratio": 0.1,
     "tta": "flip",
 }
-# Age is learnt slowly, its validation score is noisy, and its labels are sure to some years only.
-_SCRATCH_AGE = {"epochs": 11, "ema_decay": 0.998, "soften_age": 4.0}
-# The second of two branches starts from the first, which has learnt faces already: a smaller step
-# keeps what it knows.
-_BRANCH = {"lr": 1e-3, "epochs": 15}
+# Age is learnt slowly, and its validation score is noisy: a longer average.
+_SCRATCH_AGE = {"ema_decay": 0.998}
+# The second of two branches starts from the first, which has learnt faces already, and its
+# attributes beside its own: a smaller step keeps what it knows, and fewer epochs do.
+_BRANCH = {"lr": 1e-3, "epochs": 10}
 _SCRATCH_PRESETS = {
     task: _SCRATCH | (_SCRATCH_AGE if "age" in TASKS[task].attributes else {}) for task in TASKS
 }

@@ -100,6 +100,26 @@ class WeightedSum(nn.Module):
         return torch.stack(terms).sum()
 
 
+class AuxiliaryLoss(nn.Module):
+    """The loss of a task, and `weight` times the cross entropy of what is learnt beside it.
+
+    Logits and targets are (N, sum(sizes)): first the task's, then a block for each other attribute.
+    Targets are shares; each block's sum to 1.
+    """
+
+    def __init__(self, own: nn.Module, sizes: Sequence[int], weight: float) -> None:
+        super().__init__()
+        self.own = own
+        self.sizes = list(sizes)
+        self.weight = weight
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        answers, truths = (torch.split(part, self.sizes, dim=1) for part in (logits, target))
+        beside = [F.cross_entropy(*pair) for pair in zip(answers[1:], truths[1:], strict=True)]
+        own: Tensor = self.own(answers[0], truths[0])
+        return own + self.weight * torch.stack(beside).sum()
+
+
 def _shares(target: Tensor, logits: Tensor) -> Tensor:
     """Targets of either kind → shares (N, C) in the type of the logits."""
     if target.is_floating_point():

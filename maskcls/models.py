@@ -105,30 +105,37 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 class SummedLinear(nn.Linear):
-    """A classifier that learns finer steps than it answers.
+    """A classifier that learns more than it answers: finer steps, and other things beside them.
 
-    In training it gives the logits of all steps, (N, sum(steps)). In evaluation it gives those of
+    In training it gives all logits, (N, sum(steps) + auxiliary). In evaluation it gives those of
     the classes, (N, len(steps)): class i is `steps[i]` neighbouring steps, and its probability is
-    their sum. Learning the distribution over ages rather than the group is what Gao et al. 2017
-    (arXiv:1611.01731) call deep label distribution learning.
+    their sum; the `auxiliary` logits at the end are left out. Learning the distribution over ages
+    rather than the group is what Gao et al. 2017 (arXiv:1611.01731) call deep label distribution
+    learning; auxiliary tasks are those of Caruana 1997 (doi:10.1023/A:1007379606734).
     """
 
-    def __init__(self, in_features: int, steps: Sequence[int]) -> None:
+    def __init__(self, in_features: int, steps: Sequence[int], auxiliary: int = 0) -> None:
         if not steps or not all(isinstance(count, int) and count > 0 for count in steps):
             raise ValueError(f"steps {steps!r}: needs a whole number above 0 per class")
-        super().__init__(in_features, sum(steps))
+        if not isinstance(auxiliary, int) or auxiliary < 0:
+            raise ValueError(f"auxiliary {auxiliary!r}: needs a whole number, 0 or more")
+        super().__init__(in_features, sum(steps) + auxiliary)
         self.steps = tuple(steps)
 
     def forward(self, features: Tensor) -> Tensor:
         logits = super().forward(features)
         if self.training:
             return logits
-        parts = torch.split(logits.float(), list(self.steps), dim=1)
+        answers = logits[:, : sum(self.steps)].float()
+        parts = torch.split(answers, list(self.steps), dim=1)
         return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1)
 
 
 def model_args(
-    name: str, image_size: tuple[int, int], steps: Sequence[int] | None = None
+    name: str,
+    image_size: tuple[int, int],
+    steps: Sequence[int] | None = None,
+    auxiliary: int = 0,
 ) -> dict[str, Any]:
     """What a network is made from besides its name and class count; goes into the manifest.
 
@@ -138,7 +145,8 @@ def model_args(
     if name not in MODELS:
         raise ConfigError(unknown("model", name, MODEL_NAMES))
     size = {"image_size": list(image_size)} if name.startswith("efficientnet") else {}
-    return size | ({"steps": list(steps)} if steps else {})
+    learnt = {"steps": list(steps)} if steps else {}
+    return size | learnt | ({"auxiliary": auxiliary} if auxiliary else {})
 
 
 def create_model(
@@ -146,14 +154,16 @@ def create_model(
     num_classes: int,
     image_size: tuple[int, int],
     steps: Sequence[int] | None = None,
+    auxiliary: int = 0,
 ) -> nn.Module:
     """A network with random weights. `image_size`: (height, width) in pixels. `steps`: how many
-    steps each class is learnt in, see `SummedLinear`; default: the classes themselves.
+    steps each class is learnt in, by default one; `auxiliary`: how many logits are learnt beside
+    them; see `SummedLinear`.
 
     Raises:
         ConfigError: no such network.
     """
-    return _build(name, num_classes, model_args(name, image_size, steps))
+    return _build(name, num_classes, model_args(name, image_size, steps, auxiliary))
 
 
 def _build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
@@ -162,14 +172,15 @@ def _build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modu
         TypeError, ValueError: arguments that the network does not take.
     """
     arguments = dict(arguments)
-    steps = arguments.pop("steps", None)
+    steps, auxiliary = arguments.pop("steps", None), arguments.pop("auxiliary", 0)
     model = MODELS[name](num_classes, **arguments)
-    if steps is not None:
+    if steps is not None or auxiliary:
+        steps = steps or [1] * num_classes
         if len(steps) != num_classes:
             raise ValueError(f"steps {steps!r}: needs one number for each of {num_classes} classes")
         [place] = [key for key, _ in model.named_modules() if key in _CLASSIFIERS]
         features = model.get_submodule(place).in_features
-        model.set_submodule(place, SummedLinear(features, steps))  # type: ignore[arg-type]
+        model.set_submodule(place, SummedLinear(features, steps, auxiliary))  # type: ignore[arg-type]
     return model
 
 

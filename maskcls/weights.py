@@ -113,10 +113,14 @@ def model_of(file: Path) -> str | None:
     return None
 
 
-def apply_start(model: nn.Module, file: Path, keep_classifier: bool) -> list[str]:
+def apply_start(
+    model: nn.Module, file: Path, task: str, *, keep_classifier: bool = True
+) -> list[str]:
     """Loads a plain state dict or one of our checkpoints, the classifier fitted to the task.
 
-    `keep_classifier`: False leaves the classifier at its new random weights in any case.
+    The classifier starts anew where its shape does not fit, where one of our checkpoints was
+    trained for another task (`mask` and `age` have three classes each), and in any case without
+    `keep_classifier`.
 
     Returns:
         The tensors that keep their random weights.
@@ -129,9 +133,11 @@ def apply_start(model: nn.Module, file: Path, keep_classifier: bool) -> list[str
     content = open_checkpoint(file)[0] if digest_path(file).is_file() else load_plain(file)
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: holds no weights by name")
-    state = content.get("ema") or content.get("model") if "manifest" in content else content
+    ours = "manifest" in content
+    state = content.get("ema") or content.get("model") if ours else content
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
         raise WeightsError(f"{file}: holds no weights by name")
-    return load_weights(model, state, str(file), keep_classifier=keep_classifier)
+    same_task = not ours or Manifest.from_json(content["manifest"]).task == task
+    return load_weights(model, state, str(file), keep_classifier=keep_classifier and same_task)

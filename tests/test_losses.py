@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from maskcls.config import CRITERION_NAMES
 from maskcls.errors import ConfigError
 from maskcls.losses import (
+    AuxiliaryLoss,
     F1Loss,
     FocalLoss,
     LabelSmoothingLoss,
@@ -267,3 +268,19 @@ def test_focal_of_shares_is_the_sum_over_classes() -> None:
     p = logits.softmax(dim=1)
     expected = float((-shares * (1 - p) ** 2 * p.log()).sum())
     assert float(FocalLoss(gamma=2.0)(logits, shares)) == pytest.approx(expected, 1e-5)
+
+
+def test_what_is_learnt_beside_adds_its_cross_entropy() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(10, 3 + 2 + 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    target = torch.cat(
+        [torch.rand(10, size, generator=rng, dtype=torch.float64).softmax(1) for size in (3, 2, 4)],
+        dim=1,
+    )
+    own = LabelSmoothingLoss(0.1, torch.tensor([1.0, 2, 3], dtype=torch.float64))
+    loss = AuxiliaryLoss(own, (3, 2, 4), 0.5)(logits, target)
+    log_p = [part.log_softmax(1) for part in logits.split([3, 2, 4], 1)]
+    beside = [-(target[:, 3:5] * log_p[1]).sum(1).mean(), -(target[:, 5:] * log_p[2]).sum(1).mean()]
+    torch.testing.assert_close(loss, own(logits[:, :3], target[:, :3]) + 0.5 * sum(beside))
+    loss.backward()
+    assert (logits.grad.abs().sum(dim=0) > 0).all()

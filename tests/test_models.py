@@ -201,10 +201,25 @@ def test_a_class_is_as_probable_as_its_steps_together(name: str) -> None:
     torch.testing.assert_close(answer.softmax(dim=1), sums)
 
 
-def test_steps_travel_in_the_manifest() -> None:
-    model = create_model("resnet18", 3, SIZE, (2, 3, 1))
+@pytest.mark.parametrize("steps", [None, (2, 3, 1)])
+def test_what_is_learnt_beside_is_never_answered(steps: tuple[int, ...] | None) -> None:
+    plain = create_model("resnet18", 3, SIZE, steps).eval()
+    model = create_model("resnet18", 3, SIZE, steps, auxiliary=4).eval()
+    own = plain.fc.out_features
+    state = model.state_dict()
+    for name in ("fc.weight", "fc.bias"):
+        state[name][:own] = plain.state_dict()[name]
+    backbone = {k: v for k, v in plain.state_dict().items() if not k.startswith("fc.")}
+    model.load_state_dict(state | backbone)
+    torch.testing.assert_close(logits(model), logits(plain))
+    assert model.train()(pictures()).shape == (2, own + 4)
+
+
+@pytest.mark.parametrize("auxiliary", [0, 4])
+def test_steps_travel_in_the_manifest(auxiliary: int) -> None:
+    model = create_model("resnet18", 3, SIZE, (2, 3, 1), auxiliary)
     manifest = dataclasses.replace(
-        manifest_of("resnet18"), model_args=model_args("resnet18", SIZE, (2, 3, 1))
+        manifest_of("resnet18"), model_args=model_args("resnet18", SIZE, (2, 3, 1), auxiliary)
     )
     again = model_from_manifest(Manifest.from_json(manifest.to_json()))
     again.load_state_dict(model.state_dict())
@@ -311,6 +326,9 @@ def test_load_model_falls_back_with_a_warning(run: tuple[Path, nn.Module]) -> No
         {"model_args": {"steps": [1, 2]}},
         {"model_args": {"steps": [1, 2, "3"]}},
         {"model_args": {"steps": 3}},
+        {"model_args": {"auxiliary": 3}},
+        {"model_args": {"auxiliary": -1}},
+        {"model_args": {"auxiliary": "1"}},
     ],
 )
 def test_weights_that_do_not_fit_their_manifest(changes: dict[str, object]) -> None:

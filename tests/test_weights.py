@@ -117,7 +117,7 @@ def test_download_once_and_train_from_it(
     assert left_in(hub) == [offered]
 
     model = create_model("resnet18", 3, SIZE)
-    assert apply_start(model, file, keep_classifier=True) == ["fc.bias", "fc.weight"]
+    assert apply_start(model, file, "age") == ["fc.bias", "fc.weight"]
     source = torch.load(io.BytesIO(imagenet), weights_only=True)
     assert torch.equal(model.conv1.weight, source["conv1.weight"])
 
@@ -278,8 +278,8 @@ def test_start_from_a_plain_state_dict(tmp_path: Path, imagenet: bytes) -> None:
     assert find_start(str(file), "resnet18", print) == file
     assert model_of(file) is None
     model = create_model("resnet18", 1000, SIZE)
-    assert apply_start(model, file, keep_classifier=True) == []
-    assert apply_start(model, file, keep_classifier=False) == ["fc.bias", "fc.weight"]
+    assert apply_start(model, file, "age") == []
+    assert apply_start(model, file, "age", keep_classifier=False) == ["fc.bias", "fc.weight"]
 
 
 def test_start_from_one_of_our_checkpoints(tmp_path: Path) -> None:
@@ -287,11 +287,19 @@ def test_start_from_one_of_our_checkpoints(tmp_path: Path) -> None:
     state = checkpoint(file)
     assert model_of(file) == "resnet18"
     model = create_model("resnet18", 3, SIZE)
-    assert apply_start(model, file, keep_classifier=True) == []
+    assert apply_start(model, file, "age") == []
     assert torch.equal(model.fc.weight, state["fc.weight"])
     other = create_model("resnet18", 6, SIZE)
-    assert apply_start(other, file, keep_classifier=True) == ["fc.bias", "fc.weight"]
+    assert apply_start(other, file, "age") == ["fc.bias", "fc.weight"]
     assert torch.equal(other.conv1.weight, state["conv1.weight"])
+
+
+def test_a_classifier_of_another_task_is_not_taken_for_its_size(tmp_path: Path) -> None:
+    file = tmp_path / "best.pt"
+    state = checkpoint(file)
+    model = create_model("resnet18", 3, SIZE)
+    assert apply_start(model, file, "mask") == ["fc.bias", "fc.weight"]
+    assert torch.equal(model.conv1.weight, state["conv1.weight"])
 
 
 def test_averaged_weights_come_first(tmp_path: Path) -> None:
@@ -299,7 +307,7 @@ def test_averaged_weights_come_first(tmp_path: Path) -> None:
     average = create_model("resnet18", 3, SIZE).state_dict()
     checkpoint(file, ema=average)
     model = create_model("resnet18", 3, SIZE)
-    apply_start(model, file, keep_classifier=True)
+    apply_start(model, file, "age")
     assert torch.equal(model.fc.weight, average["fc.weight"])
 
 
@@ -307,7 +315,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     file = tmp_path / "best.pt"
     checkpoint(file)
     with pytest.raises(WeightsError, match=rf"{re.escape(str(file))}.*BaseModel"):
-        apply_start(create_model("base", 3, SIZE), file, keep_classifier=True)
+        apply_start(create_model("base", 3, SIZE), file, "age")
 
 
 @pytest.mark.parametrize(
@@ -327,12 +335,12 @@ def test_files_without_weights(tmp_path: Path, content: object) -> None:
     file = tmp_path / "odd.pt"
     torch.save(content, file)
     with pytest.raises(WeightsError, match=re.escape(str(file))):
-        apply_start(create_model("resnet18", 3, SIZE), file, keep_classifier=True)
+        apply_start(create_model("resnet18", 3, SIZE), file, "age")
 
 
 def test_a_file_that_torch_cannot_read(tmp_path: Path) -> None:
     file = tmp_path / "picture.jpg"
     file.write_bytes(b"\xff\xd8\xff\xe0")
-    for use in (model_of, lambda path: apply_start(create_model("base", 3, SIZE), path, True)):
+    for use in (model_of, lambda path: apply_start(create_model("base", 3, SIZE), path, "age")):
         with pytest.raises((CheckpointError, WeightsError), match=re.escape(str(file))):
             use(file)

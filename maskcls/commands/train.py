@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(unknown("task", str(task), (*TASKS, ALL)))
     tasks = BRANCHES if task == ALL else (task,)
     for name in tasks:  # all of it is checked before the first hour of training
-        resolve(name, "scratch", values, flags)
+        _check(name, values, flags, file)
     given = {name: file_values(values, name) | flags for name in tasks}
     places = _places(all(given[name].get("data_dir") for name in tasks))
 
@@ -142,6 +142,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = config.model_dir
     print(f"next: maskcls-infer --model {models} --images DIR --out output.csv")
     return 0
+
+
+def _check(task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None) -> None:
+    """
+    Raises:
+        ConfigError: a value that does not fit; names the file where the file brought it.
+    """
+    try:
+        resolve(task, "scratch", values, flags)
+    except ConfigError as error:
+        resolve(task, "scratch", flags=flags)  # raises where the file is not to blame
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str, Any]) -> int:

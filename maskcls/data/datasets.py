@@ -80,17 +80,12 @@ class MaskBaseDataset(Dataset[Item]):
             for (_, picture), digest in zip(rows, cached.digests, strict=True)
         }
         self.ages: np.ndarray = np.array([rows[index][0].age for index in kept])  # (N,), years
-        self.labels: np.ndarray = np.array(
-            [
-                self.task.encode(
-                    mask=int(rows[index][1].mask),
-                    gender=int(rows[index][0].gender),
-                    age=int(rows[index][0].age_group),
-                )
-                for index in kept
-            ],
-            dtype=np.int64,
-        )  # (N,), classes of the task
+        self.attributes: dict[str, np.ndarray] = {
+            "mask": np.array([int(rows[index][1].mask) for index in kept], dtype=np.int64),
+            "gender": np.array([int(rows[index][0].gender) for index in kept], dtype=np.int64),
+            "age": np.array([int(rows[index][0].age_group) for index in kept], dtype=np.int64),
+        }  # attribute → (N,), its classes
+        self.labels: np.ndarray = self.task.encode(**self.attributes)  # (N,), classes of the task
 
     def __len__(self) -> int:
         return len(self.labels)

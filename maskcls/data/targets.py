@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskcls.labels import AGE_BOUNDS, Task
+from maskcls.labels import AGE_BOUNDS, ATTRIBUTES, Task
 
 AGE_STEPS = (5, 10, 15, 20, 23, 26, 28, 30, 33, 36, 40, 45, 50, 55, 60, 65, 70, 80)
 """First years of the steps in which `age` is learnt, after the step from 0. The borders of the
@@ -37,9 +37,11 @@ def age_step_shares(ages: np.ndarray, deviation: float) -> Tensor:
 
 
 def _shares(ages: np.ndarray, deviation: float, bounds: Sequence[int]) -> Tensor:
-    # Whole years: the border lies between the last of one group and the first of the next.
+    # Whole years: the border lies between the last of one group and the first of the next, so that
+    # an age without a deviation is wholly on one side.
     borders = torch.tensor([bound - 0.5 for bound in bounds], dtype=torch.float64)
-    below = torch.special.ndtr((borders - torch.from_numpy(ages).double()[:, None]) / deviation)
+    distance = borders - torch.from_numpy(ages).double()[:, None]
+    below = torch.special.ndtr(distance / max(deviation, 1e-6))
     edges = torch.nn.functional.pad(torch.nn.functional.pad(below, (0, 1), value=1.0), (1, 0))
     return edges.diff(dim=1).float()
 
@@ -57,3 +59,32 @@ def soft_targets(task: Task, labels: np.ndarray, ages: np.ndarray, deviation: fl
             same = truth[attribute][:, None] == classes[attribute][None, :]  # (N, C)
             targets = targets * torch.from_numpy(same)
     return targets
+
+
+def auxiliary_sizes(task: Task) -> tuple[int, ...]:
+    """What a network may learn beside its task: the number of classes of each attribute that the
+    task does not answer; of `age`, the number of its steps."""
+    return tuple(
+        len(AGE_STEPS) + 1 if attribute == "age" else len(names)
+        for attribute, names in ATTRIBUTES.items()
+        if attribute not in task.attributes
+    )
+
+
+def auxiliary_targets(
+    task: Task, attributes: Mapping[str, np.ndarray], ages: np.ndarray, deviation: float
+) -> Tensor:
+    """Targets (N, sum(auxiliary_sizes(task))) float32: a block per attribute, its rows sum to 1.
+
+    attributes: attribute → classes (N,); ages: years (N,), spread by `deviation` (years; 0: not).
+    """
+    return torch.cat(
+        [
+            age_step_shares(ages, deviation)
+            if attribute == "age"
+            else torch.nn.functional.one_hot(torch.from_numpy(attributes[attribute]), len(names))
+            for attribute, names in ATTRIBUTES.items()
+            if attribute not in task.attributes
+        ],
+        dim=1,
+    ).float()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from ignite.handlers import Checkpoint, EMAHandler
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
@@ -24,11 +25,17 @@ from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
 from maskcls.data.loaders import training_loader, validation_loader
 from maskcls.data.splits import Split, split_hash
-from maskcls.data.targets import age_step_shares, soft_targets, steps_per_group
+from maskcls.data.targets import (
+    age_step_shares,
+    auxiliary_sizes,
+    auxiliary_targets,
+    soft_targets,
+    steps_per_group,
+)
 from maskcls.errors import CheckpointError, ConfigError, DataError
 from maskcls.files import write_atomic
 from maskcls.labels import get_task
-from maskcls.losses import balanced_weights, create_criterion
+from maskcls.losses import AuxiliaryLoss, balanced_weights, create_criterion
 from maskcls.manifest import Manifest
 from maskcls.models import channels_last, count_parameters, create_model, model_args
 from maskcls.provenance import fingerprint
@@ -76,7 +83,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
     )
     session = _Session(config, data, device, say)
     if start is not None:
-        fresh = apply_start(session.model, start, config.model != "efficientnet_b3_init")
+        keep = config.model != "efficientnet_b3_init"
+        fresh = apply_start(session.model, start, config.task, keep_classifier=keep)
         note = f"; new classifier ({', '.join(fresh)})" if fresh else ""
         say(f"weights from {start}{note}")
     folder = increment_path(Path(config.model_dir) / config.task / config.name)
@@ -162,8 +170,11 @@ class _Session:
         seed_everything(config.seed)
         # Exact ages say more than their group: a network that is to answer the group learns them.
         self.steps = steps_per_group() if config.soften_age and self.task.name == "age" else None
+        self.beside = auxiliary_sizes(self.task) if config.auxiliary else ()
         size = config.preprocess().size
-        model = create_model(config.model, self.task.num_classes, size, self.steps)
+        model = create_model(
+            config.model, self.task.num_classes, size, self.steps, sum(self.beside)
+        )
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
         counts = torch.bincount(
@@ -189,6 +200,12 @@ class _Session:
         learnt = self.class_weights
         if learnt is not None and self.steps is not None:
             learnt = learnt.repeat_interleave(torch.tensor(self.steps))
+        training_criterion = criterion(learnt)
+        if self.beside:
+            own = sum(self.steps or [1] * self.task.num_classes)
+            training_criterion = AuxiliaryLoss(
+                training_criterion, (own, *self.beside), config.auxiliary
+            )
         train_loader = training_loader(data.train, config.batch_size, config.seed)
         val_loader = validation_loader(data.val, config.batch_size * 2)
         optimizer = create_optimizer(model, config)
@@ -202,7 +219,7 @@ class _Session:
         trainer = create_trainer(
             model,
             optimizer,
-            criterion(learnt),
+            training_criterion,
             create_augmentation(config.augmentation, data.dataset.spec, config.seed),
             device=device,
             precision=precision,
@@ -261,12 +278,19 @@ class _Session:
         )
 
     def _soft_targets(self, config: TrainConfig) -> Tensor | None:
-        if not config.soften_age or "age" not in self.task.attributes:
-            return None
-        data = self.data.dataset
+        """What each picture teaches, where that is more than its class."""
+        data, years = self.data.dataset, config.soften_age
+        own = None
         if self.steps is not None:
-            return age_step_shares(data.ages, config.soften_age)
-        return soft_targets(self.task, data.labels, data.ages, config.soften_age)
+            own = age_step_shares(data.ages, years)
+        elif years and "age" in self.task.attributes:
+            own = soft_targets(self.task, data.labels, data.ages, years)
+        if not self.beside:
+            return own
+        if own is None:
+            own = one_hot(torch.from_numpy(data.labels), self.task.num_classes)
+        beside = auxiliary_targets(self.task, data.attributes, data.ages, years)
+        return torch.cat([own, beside], dim=1)
 
     def _manifest(self, config: TrainConfig) -> Manifest:
         spec = self.data.dataset.spec
@@ -275,7 +299,7 @@ class _Session:
             class_names=self.task.class_names,
             preprocess=spec,
             model=config.model,
-            model_args=model_args(config.model, spec.size, self.steps),
+            model_args=model_args(config.model, spec.size, self.steps, sum(self.beside)),
             config=config.to_dict(),
             split_hash=split_hash(self.data.table),
             fixes=tuple(dataclasses.asdict(fix) for fix in self.data.fixes),

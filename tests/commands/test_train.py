@@ -275,6 +275,17 @@ def test_weights_that_cannot_be_had(
     assert not (place / "runs").exists()
 
 
+@pytest.mark.parametrize("text", ["lr: -1", "age: {lr: -1}", "fold: 3", "eopchs: 3"])
+def test_a_bad_value_of_a_file_names_the_file(
+    place: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "own.yaml").write_text(text)
+    argv = ["--config", "own.yaml", "--task", "age"]
+    assert fails(argv, capsys, 2).startswith("error: own.yaml: ")
+    # Not where an option is to blame.
+    assert "own.yaml" not in fails([*argv, "--seed", "-1"], capsys, 2)
+
+
 def test_auto_trains_from_scratch_where_there_is_no_network(
     data: Path, place: Path, small: list[str], unreachable: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,8 @@ def test_labels_are_those_of_the_folders(root: Path, task: str) -> None:
         class_by_hand(task, path) for path in data.paths
     ]
     assert data.people == [path.parent.name for path in data.paths]
+    for attribute, classes in data.attributes.items():
+        assert classes.tolist() == [by_hand(path)[attribute] for path in data.paths]
 
 
 @pytest.mark.parametrize(

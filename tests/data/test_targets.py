@@ -14,6 +14,8 @@ from maskcls.data.targets import (
     AGE_STEPS,
     age_group_shares,
     age_step_shares,
+    auxiliary_sizes,
+    auxiliary_targets,
     soft_targets,
     steps_per_group,
 )
@@ -74,3 +76,45 @@ def test_the_steps_of_a_group_sum_to_its_share(years: list[int], deviation: floa
     assert steps.shape == (len(years), len(AGE_STEPS) + 1)
     groups = torch.stack([part.sum(dim=1) for part in steps.split(steps_per_group(), dim=1)], 1)
     assert torch.allclose(groups, age_group_shares(np.array(years), deviation), atol=1e-6)
+
+
+@given(ages)
+def test_without_a_deviation_an_age_is_in_one_step(years: list[int]) -> None:
+    steps = age_step_shares(np.array(years), 0.0)
+    starts = (0, *AGE_STEPS)
+    assert set(steps.unique().tolist()) <= {0.0, 1.0}
+    assert steps.argmax(dim=1).tolist() == [
+        max(index for index, start in enumerate(starts) if start <= age) for age in years
+    ]
+
+
+SIZES = {
+    "mask_gender": [len(AGE_STEPS) + 1],
+    "age": [3, 2],
+    "mask": [2, len(AGE_STEPS) + 1],
+    "gender": [3, len(AGE_STEPS) + 1],
+    "multi": [],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "multi"])
+def test_what_is_learnt_beside_a_task_is_the_other_attributes(name: str) -> None:
+    attributes = {"mask": np.array([0, 1, 2]), "gender": np.array([1, 0, 1])}
+    years = np.array([22, 45, 70])
+    blocks = {
+        "mask": torch.eye(3),
+        "gender": torch.tensor([[0.0, 1], [1, 0], [0, 1]]),
+        "age": age_step_shares(years, 4.0),
+    }
+    targets = auxiliary_targets(
+        TASKS[name], attributes | {"age": np.array([0, 1, 2])}, years, deviation=4.0
+    )
+    assert targets.dtype == torch.float32
+    own = TASKS[name].attributes
+    expected = [block for attribute, block in blocks.items() if attribute not in own]
+    assert torch.equal(targets, torch.cat(expected, dim=1))
+    assert [part.shape[1] for part in expected] == SIZES[name]
+
+
+def test_sizes_of_what_is_learnt_beside() -> None:
+    assert {name: list(auxiliary_sizes(task)) for name, task in TASKS.items()} == SIZES

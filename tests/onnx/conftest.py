@@ -14,7 +14,7 @@ from maskcls.checkpoints import save_checkpoint
 from maskcls.config import resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.splits import split_hash, split_people, split_table
-from maskcls.data.targets import steps_per_group
+from maskcls.data.targets import auxiliary_sizes, steps_per_group
 from maskcls.images import content_digest, read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
@@ -67,7 +67,8 @@ def make_run(tmp_path: Path, data_dir: Callable[..., Path]) -> MakeRun:
         spec = config.preprocess()
         torch.manual_seed(3)
         steps = steps_per_group() if task == "age" else None  # as training makes it
-        network = create_model(model, TASKS[task].num_classes, spec.size, steps)
+        beside = sum(auxiliary_sizes(TASKS[task]))
+        network = create_model(model, TASKS[task].num_classes, spec.size, steps, beside)
         if trained:
             pixels = [
                 spec.resize(read_image(picture.path))
@@ -80,7 +81,7 @@ def make_run(tmp_path: Path, data_dir: Callable[..., Path]) -> MakeRun:
             TASKS[task].class_names,
             spec,
             model,
-            model_args(model, spec.size, steps),
+            model_args(model, spec.size, steps, beside),
             config=config.to_dict(),
             split_hash=split_hash(table),
         )

@@ -316,8 +316,10 @@ def test_padding_for_another_size_is_caught(
     convert = exporting.convert
 
     def other(model: Any, manifest: Any) -> onnx.ModelProto:
-        classes, steps = len(manifest.class_names), manifest.model_args["steps"]
-        padded = create_model(manifest.model, classes, (300, 300), steps)
+        own = manifest.model_args
+        padded = create_model(
+            manifest.model, len(manifest.class_names), (300, 300), own["steps"], own["auxiliary"]
+        )
         padded.load_state_dict(model.state_dict())
         return convert(padded, manifest)
 

@@ -19,6 +19,7 @@ from maskcls.checkpoints import file_digest, read_checkpoint
 from maskcls.config import TrainConfig, read_yaml, resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
+from maskcls.data.targets import auxiliary_sizes
 from maskcls.errors import ConfigError, TrainingError
 from maskcls.images import decode, read_bytes
 from maskcls.labels import TASKS
@@ -234,7 +235,7 @@ def test_options_train(data: Path, tmp_path: Path, options: dict[str, Any]) -> N
 
 @pytest.mark.usefixtures("plain_figures")
 def test_softened_ages_change_what_age_learns_and_nothing_else(data: Path, tmp_path: Path) -> None:
-    options = {"epochs": 1, "class_weights": "sqrt"}
+    options = {"epochs": 1, "class_weights": "sqrt", "auxiliary": 0.0}
     runs = [fit(data, tmp_path, task, soften_age=years, **options)
             for task in ("age", "mask_gender") for years in (0.0, 4.0)]  # fmt: skip
     age, soft_age, mask_gender, soft_mask_gender = (weights_of(run.folder) for run in runs)
@@ -243,10 +244,27 @@ def test_softened_ages_change_what_age_learns_and_nothing_else(data: Path, tmp_p
 
 
 @pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("options", [{}, {"class_weights": "sqrt", "soften_age": 4.0}])
+def test_learning_the_other_attributes_changes_the_weights(
+    data: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    plain, beside = (
+        fit(data, tmp_path, epochs=1, auxiliary=weight, **options).folder for weight in (0.0, 0.5)
+    )
+    before, after = weights_of(plain), weights_of(beside)
+    assert before["fc.bias"].shape == (6,)
+    assert after["fc.bias"].shape == (6 + auxiliary_sizes(TASKS["mask_gender"])[0],)
+    assert all(not torch.equal(before[key], after[key]) for key in before if "conv" in key)
+    losses = [float(rows_of(run / "metrics.csv")[0]["val_loss"]) for run in (plain, beside)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)  # of the task alone, in both
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("auxiliary", [0.0, 0.5])
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "mask_gender"])
-def test_every_task_trains(data: Path, tmp_path: Path, task: str) -> None:
+def test_every_task_trains(data: Path, tmp_path: Path, task: str, auxiliary: float) -> None:
     # Three people cannot hold all 18 classes: validation lacks some, and still has a score.
-    result = fit(data, tmp_path, task, epochs=1)
+    result = fit(data, tmp_path, task, epochs=1, auxiliary=auxiliary)
     model, manifest = load_model(result.folder)
     assert manifest.task == task
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, TASKS[task].num_classes)
