@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import torch
 from efficientnet_pytorch.utils import url_map
@@ -66,6 +66,8 @@ def fetch_imagenet(model: str) -> Path:
         socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none and would wait for ever
         torch.hub.download_url_to_file(url, str(file), digest)
     except (URLError, HTTPException, OSError, RuntimeError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise WeightsError(
             f"ImageNet weights of {model} cannot be downloaded from {url} "
             f"({getattr(error, 'reason', error)}); put the file into {folder} yourself, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import re
@@ -178,7 +179,15 @@ def test_a_server_that_never_answers(hub: Path, monkeypatch: pytest.MonkeyPatch)
     assert socket.getdefaulttimeout() == before
 
 
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What a test leaves to the garbage collector warns in that test, not in a later one."""
+    yield
+    gc.collect()
+
+
 # urllib leaves the socket of such an answer to the garbage collector.
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "answer",
