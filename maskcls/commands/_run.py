@@ -1,7 +1,7 @@
 """What all commands share: how they end, and how their options take defaults from the environment.
 
 Exit codes: 0 done, 1 input that cannot be used, 2 a wrong option, 130 interrupted, 141 nobody reads
-the output any more. A bug ends with its traceback.
+the output any more, 143 terminated. A bug ends with its traceback.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import ParamSpec
 
 from maskcls.errors import MaskclsError, MissingExtraError
@@ -64,7 +68,7 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
             # A file name that the terminal's encoding lacks is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            with warnings.catch_warnings():
+            with _terminating(), warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 code = main(*args, **kwargs)
             sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
@@ -106,6 +110,27 @@ def env_help(name: str, file: str = "") -> str:
     state = f"now {value}" if value else "which is not set"
     shown = f"${name}/{file}" if file else f"${name}"
     return f"default: {shown}, {state}".replace("%", "%%")  # argparse formats help with %
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM ends a command as an error would, so that temporary files are removed on the way."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("terminated", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    usual = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if usual:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:

@@ -27,18 +27,19 @@ class EpochBatches(Sampler[list[int]]):
         self.batches = max(1, min(math.ceil(size / batch_size), size // 2))
         self.seed = seed
         self.epoch = 0
+        self.start = 0  # batches of the epoch that are left out: a resumed training has seen them
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        for part in np.array_split(order, self.batches):
+        for part in np.array_split(order, self.batches)[self.start :]:
             yield part.tolist()
 
 
 def training_loader(pictures: Subset[Item], batch_size: int, seed: int) -> DataLoader[Batch]:
-    """Shuffled batches; set `loader.batch_sampler.epoch` before each epoch.
+    """Shuffled batches; set `epoch` and `start` of `loader.batch_sampler` before each epoch.
 
     No worker processes: with the pixels in the cache a batch is one gathering from memory.
     """

@@ -88,18 +88,38 @@ def create_trainer(
     accumulate: int,
     clip_norm: float,
     soft_targets: Tensor | None = None,
+    say: Callable[[str], None] = print,
 ) -> Engine:
     """An engine whose iteration is one optimiser step on one batch, in `accumulate` parts.
+
+    Where the memory does not suffice, there are twice as many parts from then on, which is said;
+    the step is still that of the whole batch.
 
     `soft_targets`: shares (N, C) of all pictures of the data set, taken instead of their classes.
 
     Its output: {"loss": float, "images": batch size}.
 
     Raises (from the step):
-        TrainingError: the loss is NaN or infinite; the weights are still those before the step.
+        TrainingError: the loss is NaN or infinite, or the memory does not suffice for two pictures;
+            the weights are still those before the step.
     """
 
+    parts = accumulate
+
+    def accumulated_loss(images: Tensor, target: Tensor, count: int) -> float:
+        """Leaves the gradient of the mean loss of a batch in the parameters."""
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for x, y in zip(images.tensor_split(count), target.tensor_split(count), strict=True):
+            with precision.autocast():
+                logits = model(x)
+            loss = criterion(logits.float(), y) * (len(y) / len(target))
+            scaler.scale(loss).backward()
+            total += loss.detach()
+        return float(total)
+
     def step(engine: Engine, batch: Batch) -> dict[str, float]:
+        nonlocal parts
         model.train()
         pixels, target, indices = batch
         epoch = engine.state.epoch
@@ -108,17 +128,27 @@ def create_trainer(
         if soft_targets is not None:
             target = soft_targets[indices]
         target = target.to(device, non_blocking=True)
-        optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
-        # Of a smaller batch fewer parts: batch normalisation cannot train on one picture.
-        parts = max(1, min(accumulate, len(target) // 2))
-        for x, y in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
-            with precision.autocast():
-                logits = model(x)
-            loss = criterion(logits.float(), y) * (len(y) / len(target))
-            scaler.scale(loss).backward()
-            total += loss.detach()
-        value = float(total)
+        most = max(1, len(target) // 2)  # batch normalisation cannot train on one picture
+        while True:
+            try:
+                value = accumulated_loss(images, target, min(parts, most))
+                break
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+            # Outside of the except clause, whose error holds what was allocated.
+            if parts >= most:
+                raise TrainingError(
+                    f"out of memory with {len(target) // most} pictures at a time; take a smaller "
+                    "--height, --width or --model"
+                )
+            parts = min(parts * 2, most)
+            say(
+                f"out of memory: batches of {len(target)} are computed in {parts} parts from here "
+                f"on; --accumulate {parts} does so from the start"
+            )
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
         if not value - value == 0:  # NaN or infinite
             raise TrainingError(
                 f"the loss is {value} at epoch {epoch}, iteration {engine.state.iteration}; "
@@ -132,6 +162,11 @@ def create_trainer(
         return {"loss": value, "images": len(target)}
 
     return Engine(step)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # CUDA has a class for it; the CPU's allocator has only its words.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def create_evaluator(

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, EarlyStopping, EMAHandler, ProgressBar
 from ignite.handlers.tensorboard_logger import TensorboardLogger
-from ignite.metrics import Average, RunningAverage
+from ignite.metrics import RunningAverage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -28,6 +28,7 @@ from maskcls.evaluation.pictures import confusion_figure
 from maskcls.files import write_atomic
 from maskcls.labels import Task
 from maskcls.training.figures import grid_image
+from maskcls.training.interruption import Interruption
 from maskcls.training.schedule import Schedule, get_lr
 from maskcls.training.seeding import seed_step
 
@@ -55,6 +56,25 @@ class History:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rows = [dict(row) for row in state["rows"]]
+
+
+@dataclass
+class EpochLoss:
+    """The mean loss of an epoch's steps. It can be saved in the middle of an epoch, where Ignite's
+    `Average` would start anew."""
+
+    total: float = 0.0
+    steps: int = 0
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.steps
+
+    def state_dict(self) -> dict[str, float | int]:
+        return {"total": self.total, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        self.total, self.steps = float(state["total"]), int(state["steps"])
 
 
 @dataclass
@@ -122,15 +142,18 @@ def setup_handlers(
     val_pictures: Subset[Item],
     folder: Path,
     extra: Callable[[Mapping[str, float]], dict[str, Any]],
+    interruption: Interruption,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Attaches everything; returns the objects whose states make up `last.pt`, for resuming.
 
     `extra`: the epoch's metrics → what checkpoints hold besides states (the manifest).
+    `interruption`: asked after each step and each epoch whether to save and end.
     """
     evaluated = model if ema is None else ema.ema_model
     batches: EpochBatches = train_loader.batch_sampler  # type: ignore[assignment]
     history = History(folder / "metrics.csv")
+    epoch_loss = EpochLoss()
     mistakes = Mistakes()
     clock = {"epoch": 0.0, "images": 0.0}
 
@@ -139,6 +162,9 @@ def setup_handlers(
     @trainer.on(Events.EPOCH_STARTED)
     def set_epoch(engine: Engine) -> None:
         batches.epoch = engine.state.epoch
+        batches.start = engine.state.iteration % len(train_loader)
+        if batches.start == 0:
+            epoch_loss.total, epoch_loss.steps = 0.0, 0
         clock.update(epoch=time.perf_counter(), images=0.0)
 
     @trainer.on(Events.ITERATION_STARTED)
@@ -155,12 +181,14 @@ def setup_handlers(
             step = engine.state.iteration
             setattr(engine.state, EMA_MOMENTUM, max(1 - config.ema_decay, 4 / (4 + step)))
 
-    Average(output_transform=lambda output: output["loss"]).attach(trainer, "train_loss")
     RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def count(engine: Engine) -> None:
-        clock["images"] += engine.state.output["images"]  # type: ignore[index]
+        output: dict[str, float] = engine.state.output  # type: ignore[assignment]
+        epoch_loss.total += output["loss"]
+        epoch_loss.steps += 1
+        clock["images"] += output["images"]
         seconds = time.perf_counter() - clock["epoch"]
         engine.state.metrics["lr"] = get_lr(optimizer)
         engine.state.metrics["img/s"] = clock["images"] / seconds
@@ -181,6 +209,7 @@ def setup_handlers(
         "schedule": schedule,
         "trainer": trainer,
         "history": history,
+        "epoch_loss": epoch_loss,
         "scaler": scaler,
     }
     if ema is not None:
@@ -214,7 +243,7 @@ def setup_handlers(
             {
                 "epoch": engine.state.epoch,
                 "lr": get_lr(optimizer),
-                "train_loss": float(engine.state.metrics["train_loss"]),
+                "train_loss": epoch_loss.mean,
                 **metrics,
             }
         )
@@ -231,8 +260,23 @@ def setup_handlers(
         trainer, evaluator, task, optimizer, history, mistakes, val_pictures, folder
     )
 
+    # --- the last word, after each step and each epoch ---
+
     last = Checkpoint(states, saver, filename_pattern="last.pt", n_saved=1)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, last)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def stop_in_an_epoch(engine: Engine) -> None:
+        # An epoch whose steps are all done ends first: what follows them would be left out.
+        if interruption.signal is not None and engine.state.iteration % len(train_loader):
+            last(engine)
+            interruption.end()
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def stop_between_epochs(engine: Engine) -> None:
+        if interruption.signal is not None and engine.state.epoch < config.epochs:
+            interruption.end()
+
     return states
 
 

@@ -32,8 +32,8 @@ from maskcls.data.targets import (
     soft_targets,
     steps_per_group,
 )
-from maskcls.errors import CheckpointError, ConfigError, DataError
-from maskcls.files import write_atomic
+from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
+from maskcls.files import locked, write_atomic
 from maskcls.labels import get_task
 from maskcls.losses import AuxiliaryLoss, balanced_weights, create_criterion
 from maskcls.manifest import Manifest
@@ -46,6 +46,7 @@ from maskcls.training.engines import (
     resolve_precision,
 )
 from maskcls.training.handlers import setup_handlers
+from maskcls.training.interruption import Interruption
 from maskcls.training.metrics import attach_metrics
 from maskcls.training.paths import increment_path
 from maskcls.training.schedule import Schedule, create_optimizer
@@ -119,15 +120,14 @@ def resume(
     wanted = TrainConfig.from_dict({**config.to_dict(), **chosen})
     if find_checkpoint(folder / "last.pt") is None:
         raise CheckpointError(
-            f"{folder}: ended before its first epoch did, so there is nothing to go on from; "
+            f"{folder}: ended before anything was saved, so there is nothing to go on from; "
             "start a new run without --resume"
         )
     content = read_checkpoint(folder / "last.pt")
     manifest = Manifest.from_json(content["manifest"])
     _refuse_differences(folder, wanted, manifest.config)
 
-    # Ignite saves the iteration; an epoch's end is the only time last.pt is written.
-    epoch = content["trainer"]["iteration"] // content["trainer"]["epoch_length"]
+    epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
     if epoch >= config.epochs or _stopped_early(content, config):
         say(f"{folder} is finished: {epoch} epochs; nothing to do")
         return _result(content, folder, 0)
@@ -139,7 +139,8 @@ def resume(
             "Give the data of the run, or start a new one without --resume"
         )
     session = _Session(wanted, data, resolve_device(wanted.device), say)
-    say(f"resuming {folder} after epoch {epoch}")
+    inside = f" and {steps} steps of the next" if steps else ""
+    say(f"resuming {folder} after epoch {epoch}{inside}")
     return session.run(wanted, folder, content)
 
 
@@ -185,6 +186,19 @@ class _Session:
     def run(
         self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
     ) -> RunResult:
+        """Trains into `folder`, from the beginning or on from a checkpoint's content.
+
+        Raises:
+            TrainingError: another process trains into it.
+        """
+
+        def busy() -> None:
+            raise TrainingError(f"{folder}: another process is training in it")
+
+        with locked(folder / ".lock", busy):
+            return self._run(config, folder, content)
+
+    def _run(self, config: TrainConfig, folder: Path, content: dict[str, Any] | None) -> RunResult:
         data, model, device = self.data, self.model, self.device
         precision = resolve_precision(config.precision, device)
 
@@ -227,6 +241,7 @@ class _Session:
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
             soft_targets=self._soft_targets(config),
+            say=self.say,
         )
         evaluator = create_evaluator(
             model if ema is None else ema.ema_model,
@@ -237,6 +252,7 @@ class _Session:
         )
         attach_metrics(evaluator, self.task, criterion(self.class_weights))
         manifest = self._manifest(config)
+        interruption = Interruption()
         states = setup_handlers(
             trainer,
             evaluator,
@@ -255,6 +271,7 @@ class _Session:
                 "manifest": dataclasses.replace(manifest, metrics=metrics).to_json(),
                 "seen": _fingerprints(data),
             },
+            interruption=interruption,
             say=self.say,
         )
         if content is not None:
@@ -266,8 +283,9 @@ class _Session:
             f"{len(data.people.val)} others; {device.type}, {config.precision} → {folder}"
         )
         try:
-            trainer.run(train_loader, max_epochs=config.epochs)
-        except KeyboardInterrupt:
+            with interruption:
+                trainer.run(train_loader, max_epochs=config.epochs)
+        except (KeyboardInterrupt, SystemExit):
             if (folder / "last.pt").is_file():
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise

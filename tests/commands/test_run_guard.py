@@ -107,6 +107,39 @@ raise SystemExit(main())
 """
 
 
+WAIT = """
+import time
+from maskcls.commands._run import guarded
+
+@guarded
+def main():
+    try:
+        print("ready", flush=True)
+        time.sleep(600)
+    finally:
+        print("tidy", flush=True)
+    return 0
+
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals end differently there")
+def test_sigterm_ends_a_command_tidily() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=60) == ("tidy\n", "terminated\n")
+    assert process.returncode == 143
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes end differently there")
 @pytest.mark.parametrize("lines", [1, 100_000])  # in the last flush; in the middle of a print
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -402,7 +402,13 @@ def test_a_full_disk_keeps_what_was_saved(
     assert main(["--resume", str(run)]) == 0
 
 
-def test_ctrl_c(place: Path, data: Path, small: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_signal_ends_it_well(
+    place: Path, data: Path, small: list[str], number: int, code: int, said: str
+) -> None:
     argv = [*small, "--data-dir", str(data), "--task", "age", "--epochs", "500"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "cli" / "train.py"), *argv],
@@ -417,16 +423,17 @@ def test_ctrl_c(place: Path, data: Path, small: list[str]) -> None:
         while not (run / "last.pt").exists():
             assert process.poll() is None
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
-    assert err.endswith("interrupted\n")
+    assert process.returncode == code
+    assert err.endswith(said)
     assert "Traceback" not in err
     # It could go on: everything but the end is there.
     epoch = read_checkpoint(run / "last.pt")["trainer"]["iteration"] // 4
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + epoch
     real = handlers.seed_step
 
     def step(seed: int, number: int) -> None:

@@ -113,6 +113,46 @@ def test_parts_of_a_batch_add_up_to_the_batch(parts: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+class Small(nn.Module):
+    """A network on a machine with memory for so many pictures at a time."""
+
+    def __init__(self, pictures: int) -> None:
+        super().__init__()
+        self.network = network()
+        self.pictures = pictures
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.pictures:
+            torch.empty(10**15)  # the allocator's own error
+        return self.network(images)
+
+
+def test_out_of_memory_takes_smaller_parts_of_the_same_batch() -> None:
+    said: list[str] = []
+    data = batches(count=24, size=12)
+    plain, small = network(), Small(4)
+    first = trainer_of(plain, accumulate=4)
+    second = trainer_of(small, say=said.append)
+    first.run(data, max_epochs=2)
+    second.run(data, max_epochs=2)
+    assert [line.partition(";")[0] for line in said] == [
+        f"out of memory: batches of 12 are computed in {parts} parts from here on"
+        for parts in (2, 4)
+    ]
+    assert first.state.output == second.state.output
+    for one, other in zip(plain.parameters(), small.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_no_memory_for_two_pictures() -> None:
+    model = Small(1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(TrainingError, match="out of memory with 2 pictures at a time; take a"):
+        trainer_of(model, say=lambda _: None).run(batches(count=8, size=8), max_epochs=1)
+    for one, other in zip(before, model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_clipping_bounds_the_step() -> None:
     model = network()
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 
-import maskcls
 from maskcls.checkpoints import read_checkpoint
-from maskcls.config import resolve, to_yaml
+from maskcls.config import resolve
 from maskcls.data.sample import make_sample
-from maskcls.errors import CheckpointError, ConfigError
+from maskcls.errors import CheckpointError, ConfigError, TrainingError
+from maskcls.files import locked
 from maskcls.training import RunResult, handlers, resume, train
 
-ROOT = Path(maskcls.__file__).parents[1]
 SMALL = {
     "model": "base",
     "weights": "none",
@@ -38,6 +31,7 @@ SMALL = {
     "precision": "fp32",
     "lr": 0.005,
 }
+Check = Callable[[Path, Path], None]
 STEPS = 4  # of an epoch: 9 people, 63 pictures
 
 CASES: dict[str, dict[str, Any]] = {
@@ -119,31 +113,6 @@ def part(interrupted: Path, tmp_path: Path) -> Path:
     return tmp_path / "age" / "exp"
 
 
-def assert_equal(one: Any, other: Any, where: str) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, Mapping):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_equal(*pair, f"{where}/{index}")
-    else:
-        assert one == other, where
-
-
-def assert_same_run(folder: Path, reference: Path) -> None:
-    for name in ("last.pt", "best.pt"):
-        one, other = (read_checkpoint(path / name) for path in (folder, reference))
-        for content in (one, other):
-            content.pop("manifest")  # holds the paths
-        assert_equal(one, other, name)
-    for name in ("metrics.csv", "split.csv"):
-        assert (folder / name).read_bytes() == (reference / name).read_bytes()
-
-
 def bytes_of(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
@@ -169,7 +138,12 @@ def halve(path: Path) -> None:
     ],
 )
 def test_resumed_is_uninterrupted(
-    data: Path, tmp_path: Path, whole: Callable[[str], Path], case: str, iteration: int
+    data: Path,
+    tmp_path: Path,
+    whole: Callable[[str], Path],
+    case: str,
+    iteration: int,
+    assert_same_run: Check,
 ) -> None:
     folder = interrupt(data, tmp_path, iteration, **CASES[case])
     said: list[str] = []
@@ -183,7 +157,7 @@ def test_resumed_is_uninterrupted(
 
 
 def test_a_second_interruption_does_no_harm(
-    data: Path, tmp_path: Path, whole: Callable[[str], Path]
+    data: Path, tmp_path: Path, whole: Callable[[str], Path], assert_same_run: Check
 ) -> None:
     folder = interrupt(data, tmp_path, STEPS + 1, **CASES["ema"])
     real = handlers.seed_step
@@ -201,37 +175,6 @@ def test_a_second_interruption_does_no_harm(
     assert_same_run(folder, whole("ema"))
 
 
-@pytest.mark.filterwarnings("ignore:.*taking .* instead")  # killed between two renames
-def test_killed_at_any_time(data: Path, tmp_path: Path, whole: Callable[[str], Path]) -> None:
-    config = resolve("age", "scratch", flags=flags_of(data, tmp_path, **CASES["ema"]))
-    file = tmp_path / "config.yaml"
-    file.write_text(to_yaml(config))
-    program = (
-        "import sys; from pathlib import Path; from maskcls.config import TrainConfig, read_yaml;"
-        "from maskcls.training import train;"
-        "train(TrainConfig.from_dict(read_yaml(Path(sys.argv[1]))))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(file)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    folder = tmp_path / "age" / "exp"
-    try:
-        while not (folder / "last.pt").exists():
-            assert process.poll() is None
-            time.sleep(0.005)
-        time.sleep(random.random())
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
-        resume(folder, say=lambda _: None)
-    assert_same_run(folder, whole("ema"))
-
-
 @pytest.mark.parametrize("case", ["ema", "early"])
 def test_a_finished_run_is_left_as_it_is(whole: Callable[[str], Path], case: str) -> None:
     folder = whole(case)
@@ -245,7 +188,7 @@ def test_a_finished_run_is_left_as_it_is(whole: Callable[[str], Path], case: str
 
 @pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
 def test_a_damaged_checkpoint_gives_way_to_the_previous(
-    part: Path, whole: Callable[[str], Path], damage: Callable[[Path], None]
+    part: Path, whole: Callable[[str], Path], damage: Callable[[Path], None], assert_same_run: Check
 ) -> None:
     damage(part / "last.pt")
     said: list[str] = []
@@ -307,13 +250,22 @@ def test_other_data_are_refused(data: Path, part: Path, tmp_path: Path) -> None:
 
 
 def test_moved_data_and_another_machine_are_accepted(
-    data: Path, part: Path, tmp_path: Path, whole: Callable[[str], Path]
+    data: Path, part: Path, tmp_path: Path, whole: Callable[[str], Path], assert_same_run: Check
 ) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(data / "train", moved)
     changes = {"data_dir": (str(moved),), "workers": 1, "cache": str(tmp_path / "cache")}
     resume(part, changes, say=lambda _: None)
     assert_same_run(part, whole("ema"))
+
+
+def test_a_run_that_still_trains_is_not_resumed(part: Path) -> None:
+    before = bytes_of(part)
+    with locked(part / ".lock", lambda: None):
+        with pytest.raises(TrainingError, match="another process is training in it"):
+            resume(part, say=lambda _: None)
+    assert bytes_of(part) == before
+    assert resume(part, say=lambda _: None).epochs == 3
 
 
 def test_what_is_no_run(part: Path, tmp_path: Path) -> None:
@@ -327,7 +279,7 @@ def test_what_is_no_run(part: Path, tmp_path: Path) -> None:
 
 def test_a_run_without_a_finished_epoch_says_so(data: Path, tmp_path: Path) -> None:
     folder = interrupt(data, tmp_path, 2)
-    with pytest.raises(CheckpointError, match=r"ended before its first epoch did"):
+    with pytest.raises(CheckpointError, match=r"ended before anything was saved"):
         resume(folder)
 
 

@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM in a training: the step is finished and saved, then it ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Within its block the first signal is only noted: `signal` says which. Whoever can stop well
+    looks there, and calls `end` when all is saved. A second signal ends the block at once.
+
+    Outside the main thread, which alone may set handlers, signals do what they did before. One that
+    is ignored, as Ctrl-C is for a job in the background, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def end(self) -> NoReturn:
+        """Ends as the signal would have: `KeyboardInterrupt`, or `SystemExit` with the code of a
+        process that SIGTERM ends."""
+        if self.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self.signal = self.signal is not None, number
+        if again:
+            self.end()
