@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from maskcls.errors import CheckpointError
-from maskcls.files import write_atomic
+from maskcls.files import sync_folder, write_atomic
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -45,6 +45,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
             os.replace(digest_path(path), digest_path(previous))
     os.replace(fresh, path)
     os.replace(digest_path(fresh), digest_path(path))
+    sync_folder(path.parent)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

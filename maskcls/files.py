@@ -1,10 +1,10 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and one process at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -12,7 +12,7 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` when the block ends
     well, and is removed when it does not. Makes missing folders. The content is on the disk, not
-    only in memory, before it gets its name.
+    only in memory, before it gets its name, and so is the name when the block has ended.
 
     An OSError on the way names `path`: a full disk does not say by itself which file it was.
     """
@@ -28,6 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -44,3 +45,41 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Renames in the folder survive a power failure from here on. (Windows cannot be asked to.)"""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[], object]) -> Iterator[None]:
+    """Lets one process at a time into the blocks of the same `path`, a file made for this. It is
+    free again when its process has ended, however that ended.
+
+    `busy` is called where another process is inside; unless it raises, this one waits.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        busy()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        # While it is held: one that waits sees that its file is gone, and asks anew.
+        with suppress(OSError):  # Windows does not remove an open file
+            path.unlink(missing_ok=True)
+        lock.release()

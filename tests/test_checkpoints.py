@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import stat
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -256,13 +257,19 @@ def test_content_is_on_the_disk_before_it_gets_its_name(
 ) -> None:
     events: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(files.os, "fsync", lambda fd: (events.append("sync"), fsync(fd))[1])
+
+    def sync(descriptor: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        events.append("sync folder" if folder else "sync")
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", sync)
     monkeypatch.setattr(
         checkpoints.os, "replace", lambda a, b: (events.append("name"), replace(a, b))[1]
     )
     save_checkpoint(content(1), tmp_path / "best.pt")
-    assert events[:4] == ["sync", "name", "sync", "name"]  # the file, then its digest
-    assert "sync" not in events[4:]
+    assert events[:6] == ["sync", "name", "sync folder"] * 2  # the file, then its digest
+    assert events[6:] == ["name", "name", "sync folder"]
 
 
 # --- files from elsewhere ----------------------------------------------------------------------

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from maskcls.files import replacing, write_atomic
+from maskcls.files import locked, replacing, write_atomic
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 
@@ -144,3 +147,67 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     finally:
         os.close(reader)
     assert pipe.is_fifo()
+
+
+# --- one process at a time ---------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from maskcls.files import locked
+with locked(Path(sys.argv[1]), lambda: None):
+    print("inside", flush=True)
+    time.sleep(600)
+"""
+
+
+class Busy(Exception):
+    pass
+
+
+def refuse() -> None:
+    raise Busy
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "lock"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(file)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "inside\n"
+        with pytest.raises(Busy), locked(file, refuse):
+            raise AssertionError("two inside")
+    finally:
+        process.kill()
+        process.communicate()
+    assert file.exists()  # as after any kill
+    with locked(file, refuse):
+        pass
+    assert names(file.parent) == []
+
+
+def test_who_does_not_refuse_waits(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    waiting, order = threading.Event(), []
+
+    def second() -> None:
+        with locked(file, waiting.set):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(file, refuse):
+        thread.start()
+        assert waiting.wait(30)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+    assert names(tmp_path) == []
+
+
+def test_a_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(Busy), locked(tmp_path / "lock", refuse):
+            raise Busy
+        assert names(tmp_path) == []

@@ -22,7 +22,7 @@ import platformdirs
 from tqdm import tqdm
 
 from maskcls.errors import DataError, PictureError
-from maskcls.files import write_atomic
+from maskcls.files import locked, write_atomic
 from maskcls.images import content_digest, decode, read_bytes
 from maskcls.preprocessing import PreprocessSpec
 
@@ -65,8 +65,12 @@ def open_cache(
     name = _key(digests, spec)
     file, notes = folder / f"{name}.npy", folder / f"{name}.json"
     try:
-        if not _complete(file, notes, (len(paths), *spec.size, 3)):
-            _decode_all(paths, spec, file, notes, workers, say)
+        shape = (len(paths), *spec.size, 3)
+        if not _complete(file, notes, shape):
+            # Of two processes one decodes, and the other waits for what it needs as well.
+            with locked(folder / f"{name}.lock", lambda: say(f"waiting for {file} to be filled")):
+                if not _complete(file, notes, shape):
+                    _decode_all(paths, spec, file, notes, workers, say)
         return PixelCache(np.load(file, mmap_mode="r"), digests, _read_notes(notes))
     except OSError as error:
         raise DataError(
@@ -83,7 +87,6 @@ def _decode_all(
     say: Callable[[str], None],
 ) -> None:
     folder = file.parent
-    folder.mkdir(parents=True, exist_ok=True)
     size = len(paths) * spec.height * spec.width * 3
     free = shutil.disk_usage(folder).free
     say(f"decoding {len(paths)} pictures into a cache of {size / 1e6:,.1f} MB in {folder}")
@@ -92,7 +95,7 @@ def _decode_all(
             f"pixel cache {folder}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are "
             "free; name another folder with --cache DIR"
         )
-    part = file.with_name(f"{file.stem}.{os.getpid()}.part")
+    part = file.with_name(f"{file.stem}.part")  # of a killed process: written over
     try:
         pixels = np.lib.format.open_memmap(
             part, mode="w+", dtype=np.uint8, shape=(len(paths), *spec.size, 3)

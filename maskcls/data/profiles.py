@@ -187,7 +187,7 @@ def _from_row(row: dict[str, str | None], images: Path) -> Profile:
     if len(cells) < len(PROFILE_COLUMNS):
         raise DataError("fewer cells than columns")
     path = cells["path"]
-    if not path or path in (".", "..") or Path(path).name != path:
+    if not path or path in (".", "..") or Path(path).name != path or "\0" in path:
         raise DataError(f"path {path!r} is not the name of a person's folder")
     gender = GenderLabels.from_str(cells["gender"])
     AgeLabels.from_number(cells["age"])

@@ -23,7 +23,7 @@ from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import Provenance, fingerprint, write_provenance
 from maskcls.runtime.engines import Engine
-from maskcls.runtime.parts import Parts
+from maskcls.runtime.parts import Parts, only_job
 from maskcls.runtime.sources import Source
 
 PART = 512
@@ -80,12 +80,20 @@ def inference(
         raise DataError("no pictures to label")
     if out.suffix.lower() == ".parquet":
         _import_pyarrow(out)  # or fail before the work, not after it
-    parts = Parts(out, _job_key(engine, sources, batch_size, probabilities), resume=resume)
-    try:
-        _label_rest(engine, sources, parts, batch_size, workers, probabilities, strict)
-    finally:
-        if parts.done == 0:  # nothing to go on from
-            parts.remove()
+    with only_job(out):
+        parts = Parts(out, _job_key(engine, sources, batch_size, probabilities), resume=resume)
+        try:
+            _label_rest(engine, sources, parts, batch_size, workers, probabilities, strict)
+        finally:
+            if parts.done == 0:  # nothing to go on from
+                parts.remove()
+        return _put_together(engine, sources, parts, out, probabilities)
+
+
+def _put_together(
+    engine: Engine, sources: Sequence[Source], parts: Parts, out: Path, probabilities: bool
+) -> LabellingResult:
+    """The output from all its parts, which are removed."""
     errors: list[str] = []
     seen = 0
     for row in parts.rows():

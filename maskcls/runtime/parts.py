@@ -14,14 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from maskcls.errors import DataError
-from maskcls.files import write_atomic
+from maskcls.files import locked, write_atomic
 
+LOCK = ".lock"
 Row = Mapping[str, Any]
 
 
 def parts_path(out: Path) -> Path:
     """`output.csv` → `output.csv.parts`."""
     return out.with_name(f"{out.name}.parts")
+
+
+@contextlib.contextmanager
+def only_job(out: Path) -> Iterator[None]:
+    """Keeps a second job from the same output while one writes it.
+
+    Raises:
+        DataError: another process is labelling into it.
+    """
+
+    def busy() -> None:
+        raise DataError(f"{out}: another job is writing it; wait for its end, or name another file")
+
+    with locked(parts_path(out) / LOCK, busy):
+        yield
 
 
 class Parts:
@@ -36,7 +52,7 @@ class Parts:
         job = self.folder / "job.json"
         if job.exists():
             self._refuse(job, key, resume)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif any(not _passing(file.name) for file in self.folder.iterdir()):
             raise DataError(f"{self.folder}: is in the way, and no job of maskcls; move it away")
         else:
             write_atomic(job, json.dumps({"key": key}).encode())
@@ -63,8 +79,10 @@ class Parts:
 
     def remove(self) -> None:
         """When the output is complete, or nothing was finished."""
-        for file in (*self.folder.glob("*.jsonl"), self.folder / "job.json"):
-            file.unlink(missing_ok=True)  # the job last: a kill in between leaves it known
+        passing = [file for file in self.folder.glob(".*") if _passing(file.name)]
+        # The job after its parts: a kill in between leaves it known.
+        for file in (*self.folder.glob("*.jsonl"), self.folder / "job.json", *passing):
+            file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else lies in it
             self.folder.rmdir()
 
@@ -86,3 +104,8 @@ class Parts:
                 f"{self.folder}: is of another job (other pictures, model or options); delete the "
                 "folder to start anew"
             )
+
+
+def _passing(name: str) -> bool:
+    """Whether it is the lock, or what a kill left of a file that was being written."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))

@@ -97,9 +97,10 @@ def _read_list(table: Path, folder: Path) -> list[Source]:
 def _locate(folder: Path, name: str) -> Path:
     """The file of that name; one whose name differs only in Unicode normalisation will do."""
     path = folder / name
-    if not path.exists() and not name.isascii():
+    # os.path: a name that no file can have, because it is too long, is none that exists.
+    if not os.path.exists(path) and not name.isascii():
         for form in ("NFC", "NFD"):
             other = folder / unicodedata.normalize(form, name)
-            if other.exists():
+            if os.path.exists(other):
                 return other
     return path

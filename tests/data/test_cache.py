@@ -283,6 +283,8 @@ def test_two_processes_at_once_agree(paths: list[Path], folder: Path) -> None:
     assert [process.returncode for process in running] == [0, 0], outputs
     digests = {out.split("digest ")[1] for out, _ in outputs}
     assert len(digests) == 1
+    said = "".join(out for out, _ in outputs)
+    assert said.count("decoding 7 pictures") == 1  # the other one waited, or came later
     assert_right(build(paths, folder), paths)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
 

@@ -10,6 +10,8 @@ import csv
 import hashlib
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from maskcls.labels import ATTRIBUTES, MULTI, combine
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile, fingerprint, provenance_path, read_provenance
 from maskcls.runtime import Engine, Source, inference, labelling, list_pictures
-from maskcls.runtime.parts import parts_path
+from maskcls.runtime.parts import only_job, parts_path
 
 SPECS = (PreprocessSpec(32, 40), PreprocessSpec(48, 32, (0.5, 0.5)))
 COUNT = 23
@@ -348,6 +350,37 @@ def test_a_folder_of_somebody_else_is_not_touched(folder: Path, out: Path) -> No
     with pytest.raises(DataError, match="is in the way"):
         inference(PixelClassifier(), list_pictures(folder), out)
     assert (parts_path(out) / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_killed_in_twenty_places(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for index in range(250):
+        colour = (index, 255 - index, 7 * index % 256)
+        Image.new("RGB", (40, 40), colour).save(folder / f"{index:03d}.png")
+    (folder / "075.png").write_bytes(b"bad")
+    outs = [tmp_path / f"{name}.{suffix}" for name in ("whole", "killed")]
+    script = Path(__file__).with_name("kill_labelling.py")
+    for out, kills in zip(outs, (0, 24), strict=True):
+        argv = [sys.executable, str(script), str(folder), str(out), str(kills)]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        killed = int(done.stdout)
+    assert killed >= 20
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert not parts_path(outs[1]).exists()
+
+
+def test_two_jobs_do_not_write_one_output(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    with only_job(out):
+        with pytest.raises(DataError, match=r"another job is writing it"):
+            inference(PixelClassifier(), sources, out)
+        assert not out.exists()
+    inference(PixelClassifier(), sources, out)
+    assert not parts_path(out).exists()
 
 
 # --- provenance --------------------------------------------------------------------------------
