@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
+FUZZ := 5000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: install demo test check help
+.PHONY: install demo test fuzz check help
 
 install: $(INSTALLED) ## make .venv and install the project and its tools in it, in the tested versions
 
@@ -35,6 +36,9 @@ demo: $(INSTALLED) ## train both branches on a made sample, export, label pictur
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+fuzz: $(INSTALLED) ## feed damaged files to every reader, FUZZ=5000 of them to each
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
 
 check: $(INSTALLED) ## format, lint and types, as in pre-commit
 	$(BIN)/ruff format --check
