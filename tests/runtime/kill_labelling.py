@@ -71,6 +71,7 @@ def main() -> None:
     for trial in range(kills + 1):
         child = os.fork()
         if child == 0:
+            signal.alarm(120)  # a child that hangs is a failure, too
             if trial < kills:
                 owner, name = PLACES[trial % len(PLACES)]
                 setattr(owner, name, killing(getattr(owner, name), 1 + trial // len(PLACES)))

@@ -75,6 +75,7 @@ def set_point(point: str, number: int) -> None:
 
 
 def run(request: dict[str, Any]) -> int:
+    signal.alarm(120)  # a child that hangs is a status, too
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job of the background
     handlers.confusion_figure = handlers.grid_image = lambda *_: Figure((1, 1), dpi=8)
     set_point(request["point"], request["number"])

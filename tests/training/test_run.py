@@ -305,22 +305,30 @@ def test_a_bad_file_of_weights_leaves_nothing(data: Path, tmp_path: Path, text: 
 
 
 @pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [1, 7, 12])  # the first step, one in the middle, the last
 def test_a_loss_that_explodes_keeps_the_checkpoints(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, value: float
 ) -> None:
     class Exploding(torch.nn.CrossEntropyLoss):
         calls = 0
 
         def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            Exploding.calls += self.calls >= 0 and torch.is_grad_enabled()
-            factor = float("nan") if Exploding.calls > 6 else 1.0
-            return super().forward(logits, target) * factor
+            Exploding.calls += torch.is_grad_enabled()
+            return super().forward(logits, target) * (value if Exploding.calls == at else 1.0)
 
     monkeypatch.setattr(run, "create_criterion", lambda *a, **k: Exploding())
-    with pytest.raises(TrainingError, match="loss is nan at epoch 2, iteration 7; a lower --lr"):
+    epochs, _ = divmod(at - 1, 4)
+    with pytest.raises(
+        TrainingError,
+        match=f"loss is {value} at epoch {epochs + 1}, iteration {at}; a lower --lr",
+    ):
         fit(data, tmp_path, epochs=3)
     folder = tmp_path / "mask_gender" / "exp"
-    assert len(rows_of(folder / "metrics.csv")) == 1
+    if epochs == 0:
+        assert {path.name for path in folder.glob("*.pt")} == set()
+        return
+    assert len(rows_of(folder / "metrics.csv")) == epochs
     for name in ("best.pt", "last.pt"):
         assert all(torch.isfinite(value).all() for value in weights_of(folder, name).values())
 
