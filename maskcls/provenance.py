@@ -53,7 +53,7 @@ def provenance_path(pred_path: Path) -> Path:
 def write_provenance(pred_path: Path, provenance: Provenance) -> Path:
     """Writes the provenance beside a prediction file that is complete; returns its path."""
     values = asdict(provenance) | {"labels_sha256": _sha256(pred_path)}
-    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(values, indent=1) + "\n"  # ASCII: names that are no UTF-8 survive
     write_atomic(provenance_path(pred_path), text.encode())
     return provenance_path(pred_path)
 

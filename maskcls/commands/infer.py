@@ -96,6 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="go on with a job that was interrupted, to the same file",
     )
     parser.add_argument(
+        "--escape-formulas",
+        action="store_true",
+        help="in a CSV, put ' before names that a spreadsheet would run as a formula, such as "
+        "=1+1.jpg; they are not the files' names any more",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="a picture that cannot be read ends the job"
     )
     return parser
@@ -127,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         probabilities=args.probabilities,
         strict=args.strict,
         resume=args.resume,
+        escape_formulas=args.escape_formulas,
     )
     print(f"labelled {result.pictures - len(result.errors)} pictures → {result.out}")
     if result.errors:

@@ -106,6 +106,11 @@ def split_table(profiles: Sequence[Profile], split: Split, digests: Mapping[str,
     return text.getvalue()
 
 
+def encode_table(table: str) -> bytes:
+    """The bytes of `split.csv`: a folder's name that is no UTF-8 stays as it lies on the disk."""
+    return table.encode(errors="surrogateescape")
+
+
 def split_hash(table: str) -> str:
     """What a checkpoint remembers of `split.csv`: people, labels, pictures' content and sides."""
-    return hashlib.sha256(table.encode()).hexdigest()
+    return hashlib.sha256(encode_table(table)).hexdigest()

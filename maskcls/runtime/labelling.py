@@ -29,6 +29,8 @@ from maskcls.runtime.sources import Source
 PART = 512
 """Pictures per part, at least: what a killed job loses at most, and what is in memory of its rows.
 """
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the start of a formula (OWASP, CSV Injection)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def inference(
     probabilities: bool = False,
     strict: bool = False,
     resume: bool = False,
+    escape_formulas: bool = False,
 ) -> LabellingResult:
     """Labels pictures with the 18 classes and writes `ImageID,ans` in their order.
 
@@ -69,6 +72,8 @@ def inference(
     `probabilities` there is a column per attribute and class. The file appears when it is complete;
     beside it lies its provenance. Until then finished parts lie in `output.csv.parts/`; with
     `resume` an interrupted job goes on after them and ends with the same file.
+
+    `escape_formulas`: in a CSV, text that a spreadsheet would run as a formula is preceded by `'`.
 
     Raises:
         DataError: no picture was given, or none could be read; or an unfinished job of this output
@@ -87,11 +92,16 @@ def inference(
         finally:
             if parts.done == 0:  # nothing to go on from
                 parts.remove()
-        return _put_together(engine, sources, parts, out, probabilities)
+        return _put_together(engine, sources, parts, out, probabilities, escape_formulas)
 
 
 def _put_together(
-    engine: Engine, sources: Sequence[Source], parts: Parts, out: Path, probabilities: bool
+    engine: Engine,
+    sources: Sequence[Source],
+    parts: Parts,
+    out: Path,
+    probabilities: bool,
+    escape_formulas: bool,
 ) -> LabellingResult:
     """The output from all its parts, which are removed."""
     errors: list[str] = []
@@ -107,7 +117,7 @@ def _put_together(
     columns = ["ImageID", "ans"]
     if probabilities:
         columns += [_column(name, value) for name, values in ATTRIBUTES.items() for value in values]
-    _write(out, columns + (["error"] if errors else []), parts)
+    _write(out, columns + (["error"] if errors else []), parts, escape_formulas)
     seen_in_training = None if engine.trained_on is None else seen
     write_provenance(out, Provenance(len(sources), len(errors), seen_in_training, engine.models))
     parts.remove()
@@ -235,18 +245,22 @@ def _column(attribute: str, value: str) -> str:
     return f"{attribute}: {value}"
 
 
-def _write(out: Path, columns: Sequence[str], parts: Parts) -> None:
+def _write(out: Path, columns: Sequence[str], parts: Parts, escape_formulas: bool) -> None:
     with replacing(out) as temporary:
         if out.suffix.lower() == ".parquet":
             _write_parquet(temporary, columns, parts, _import_pyarrow(out))
             return
         # surrogateescape: a file name that is no UTF-8 is written as it lies on the disk.
         with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.DictWriter(
-                file, columns, restval="", extrasaction="ignore", lineterminator="\n"
-            )
-            writer.writeheader()
-            writer.writerows(parts.rows())
+            table = csv.writer(file, lineterminator="\n")
+            # Python before 3.13 leaves a carriage return unquoted, where a reader ends the row.
+            quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            table.writerow(columns)
+            for row in parts.rows():
+                cells = [str(row.get(name, "")) for name in columns]
+                if escape_formulas:
+                    cells = [f"'{c}" if c.startswith(FORMULA_STARTS) else c for c in cells]
+                (quoted if any("\r" in cell for cell in cells) else table).writerow(cells)
 
 
 def _write_parquet(path: Path, columns: Sequence[str], parts: Parts, pyarrow: Any) -> None:

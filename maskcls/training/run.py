@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
 from maskcls.data.loaders import training_loader, validation_loader
-from maskcls.data.splits import Split, split_hash
+from maskcls.data.splits import Split, encode_table, split_hash
 from maskcls.data.targets import (
     age_step_shares,
     auxiliary_sizes,
@@ -90,8 +90,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
         say(f"weights from {start}{note}")
     folder = increment_path(Path(config.model_dir) / config.task / config.name)
     config = dataclasses.replace(config, name=folder.name)
-    write_atomic(folder / "config.yaml", to_yaml(config).encode())
-    write_atomic(folder / "split.csv", data.table.encode())
+    write_atomic(folder / "split.csv", encode_table(data.table))
     return session.run(config, folder)
 
 
@@ -127,6 +126,9 @@ def resume(
     manifest = Manifest.from_json(content["manifest"])
     _refuse_differences(folder, wanted, manifest.config)
 
+    missing = [name for name in ("trainer", "history") if name not in content]
+    if missing:
+        raise _no_state(folder, missing)
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
     if epoch >= config.epochs or _stopped_early(content, config):
         say(f"{folder} is finished: {epoch} epochs; nothing to do")
@@ -196,6 +198,9 @@ class _Session:
             raise TrainingError(f"{folder}: another process is training in it")
 
         with locked(folder / ".lock", busy):
+            # Of a resumed run, too: where its data are now; and a folder that cannot be written is
+            # told before the work.
+            write_atomic(folder / "config.yaml", to_yaml(config).encode())
             return self._run(config, folder, content)
 
     def _run(self, config: TrainConfig, folder: Path, content: dict[str, Any] | None) -> RunResult:
@@ -391,14 +396,18 @@ def _fingerprints(data: _Data) -> Tensor:
 def _restore(states: Mapping[str, Any], content: Mapping[str, Any], folder: Path) -> None:
     missing = [name for name in states if name not in content]
     if missing:
-        raise CheckpointError(
-            f"{folder / 'last.pt'}: holds no state of {', '.join(missing)}; "
-            "it is not the last checkpoint of this run"
-        )
+        raise _no_state(folder, missing)
     try:
         Checkpoint.load_objects(states, {name: content[name] for name in states})
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'last.pt'}: does not fit its config: {error}") from error
+
+
+def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{folder / 'last.pt'}: holds no state of {', '.join(missing)}; "
+        "it is not the last checkpoint of this run"
+    )
 
 
 def _stopped_early(content: Mapping[str, Any], config: TrainConfig) -> bool:
@@ -416,10 +425,11 @@ def _refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any
     Raises:
         CheckpointError: a value that decides what is learnt differs from the run's.
     """
+    before = {**TrainConfig().to_dict(), **run}  # an older run lacks what came later, and its use
     different = [
-        f"{name} {value!r} (the run has {run.get(name)!r})"
+        f"{name} {value!r} (the run has {before[name]!r})"
         for name, value in wanted.to_dict().items()
-        if name not in MACHINE_FIELDS | PLACE_FIELDS and value != run.get(name)
+        if name not in MACHINE_FIELDS | PLACE_FIELDS and value != before[name]
     ]
     if different:
         raise CheckpointError(
@@ -431,7 +441,7 @@ def _refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any
 def _difference(old: Path, new: str) -> str:
     """In a few words, how a split differs from the one in the run folder."""
     try:
-        before = set(old.read_text("utf-8").splitlines()[1:])
+        before = set(old.read_text("utf-8", "surrogateescape").splitlines()[1:])
     except OSError:
         return "its split.csv cannot be read"
     after = set(new.splitlines()[1:])

@@ -290,3 +290,68 @@ def test_training_takes_the_others(
     assert f"warning: {len(bad)} unreadable pictures are skipped" in out
     assert train_command.main([*argv, "--strict"]) == 1
     assert f"error: {len(bad)} unreadable" in capsys.readouterr().err
+
+
+@pytest.fixture
+def odd_people(tmp_path: Path) -> Path:
+    """A data folder with names that are hard to write down, links and things that are no files."""
+    content = encoded(Image.fromarray(PIXELS), "PNG")
+    names = [
+        unicodedata.normalize("NFC", "000001_male_아시아_25"),
+        unicodedata.normalize("NFD", "000002_female_한국_45"),
+        '000003_male_a,"b"_61',
+        "=1+1_female_x_33",
+        "000005_male_two\nlines_29",
+        "000006_male_line\rfeed_62",
+        "000007_male_Asian_22",
+        "000008_female_Asian_64",
+    ]
+    if sys.platform == "linux":
+        names.append(os.fsdecode(b"000009_female_\xe9_60"))
+    images = tmp_path / "data" / "images"
+    for number, name in enumerate(names):
+        (images / name).mkdir(parents=True)
+        for stem in MASK_OF_STEM:
+            picture = Image.fromarray(np.roll(PIXELS, number * 7 + len(stem), axis=0))
+            picture.save(images / name / f"{stem}.png")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "far.png").write_bytes(content)
+    linked = images / "000007_male_Asian_22"
+    for number in (1, 2, 3, 4):
+        (linked / f"mask{number}.png").unlink()
+    (linked / "mask1.png").symlink_to(outside / "far.png")
+    (linked / "mask2.png").symlink_to("mask2.png")
+    (linked / "mask3.png").symlink_to("/dev/zero")
+    os.mkfifo(linked / "mask4.png")
+    (linked / "loop").symlink_to(images, target_is_directory=True)
+    return tmp_path / "data"
+
+
+def test_training_on_odd_names_and_odd_files(
+    odd_people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
+    monkeypatch.setattr(handlers, "grid_image", lambda *a: Figure((1, 1), dpi=8))
+    report = tmp_path / "check.json"
+    assert data_command.main(["check", str(odd_people), "--json", str(report)]) == 1
+    problems = json.loads(report.read_text("utf-8"))["problems"]
+    unreadable = [problem for problem in problems if problem["kind"] == "unreadable picture"]
+    assert len(unreadable) == 3
+    argv = ["--data-dir", str(odd_people), "--model-dir", str(tmp_path / "runs"), "--device", "cpu"]
+    argv += ["--weights", "none", "--model", "base", "--height", "32", "--width", "32"]
+    argv += ["--epochs", "1", "--cache", str(tmp_path / "cache"), "--val-ratio", "0.3"]
+    assert train_command.main(argv) == 0
+    assert "warning: 3 unreadable pictures are skipped" in capsys.readouterr().out
+    run = tmp_path / "runs/mask_gender/exp"
+    text = (run / "split.csv").read_text("utf-8", errors="surrogateescape")
+    people = {row[0] for row in csv.reader(text.splitlines(keepends=True))} - {"person"}
+    folders = {unicodedata.normalize("NFC", path.name) for path in odd_people.glob("images/*")}
+    # (A carriage return is an end of line to a reader of a CSV.)
+    assert {name for name in folders if "\r" not in name} <= people
+    # The same people again: the hash in the checkpoint is that of these names.
+    assert train_command.main(["--resume", str(run)]) == 0
+    assert "is finished" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 import maskcls
 import maskcls.weights
-from maskcls.checkpoints import read_checkpoint
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.commands import train as command
 from maskcls.commands.train import main
 from maskcls.config import PRESETS, read_yaml
@@ -41,6 +42,8 @@ SMALL = {
     "device": "cpu",
     "precision": "fp32",
 }
+LATER = {"soften_age", "auxiliary", "tta"}
+"""Keys of a config that the first version did not have."""
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +403,110 @@ def test_a_full_disk_keeps_what_was_saved(
     (tiny_disk / "filler").unlink()
     monkeypatch.setattr(handlers.History, "add", real)
     assert main(["--resume", str(run)]) == 0
+
+
+def test_a_folder_that_turns_read_only_keeps_what_was_saved(
+    data: Path,
+    small: list[str],
+    tiny_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = tiny_disk / "models"
+    run = models / "age/exp"
+
+    def freeze(how: str, folder: Path) -> None:  # root heeds no permissions, but this
+        argv = [str(shutil.which("chattr")), how, str(folder)]
+        if shutil.which("chattr") is None or subprocess.run(argv, capture_output=True).returncode:
+            pytest.skip("needs chattr, and a tmpfs that knows it")
+
+    freeze("+i", tiny_disk)
+    argv = [*small, "--data-dir", str(data), "--task", "age", "--epochs", "3"]
+    argv += ["--model-dir", str(models)]
+    line = fails(argv, capsys)
+    assert line == f"error: {models}: Operation not permitted"
+    freeze("-i", tiny_disk)
+
+    real = handlers.History.add
+
+    def add(self: Any, row: dict[str, float]) -> None:
+        real(self, row)
+        if row["epoch"] == 2:
+            freeze("+i", run)
+
+    monkeypatch.setattr(handlers.History, "add", add)
+    try:
+        line = fails(argv, capsys)
+        assert line.startswith(f"error: {run}/")
+        assert line.endswith(": Operation not permitted")
+        content = read_checkpoint(run / "last.pt")
+        assert content["trainer"]["iteration"] == content["trainer"]["epoch_length"]
+        load_model(run)
+        assert "Operation not permitted" in fails(["--resume", str(run)], capsys)
+    finally:
+        freeze("-i", run)
+    monkeypatch.setattr(handlers.History, "add", real)
+    assert main(["--resume", str(run)]) == 0
+
+
+def test_two_at_once_get_folders_of_their_own_and_share_a_cache(
+    place: Path, data: Path, small: list[str]
+) -> None:
+    cache = place / "cache"
+    argv = [*small, "--data-dir", str(data), "--task", "age", "--cache", str(cache)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "cli" / "train.py"), *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    runs = sorted(path.name for path in (place / "runs/age").iterdir())
+    assert runs == ["exp", "exp2"]
+    one, other = (place / "runs/age" / name for name in runs)
+    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    one_model, other_model = (read_checkpoint(path / "best.pt")["model"] for path in (one, other))
+    for name, value in one_model.items():
+        assert torch.equal(value, other_model[name]), name
+    assert len(list(cache.glob("*.npy"))) == 1
+    assert not [path for path in cache.rglob("*") if path.suffix in (".tmp", ".lock")]
+
+
+def test_a_run_of_an_older_version_goes_on(
+    place: Path,
+    data: Path,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Options that came later have their defaults, which are what older versions did."""
+    argv = [*small, "--data-dir", str(data), "--task", "age", "--epochs", "2"]
+    argv += ["--soften-age", "0", "--auxiliary", "0", "--tta", "none"]
+    assert main(argv) == 0
+    run = place / "runs/age/exp"
+    metrics = (run / "metrics.csv").read_bytes()
+
+    def forget(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in LATER}
+
+    content = read_checkpoint(run / "last.prev.pt")  # after the first epoch
+    manifest = json.loads(content["manifest"])
+    assert LATER <= manifest["config"].keys()
+    manifest["config"] = forget(manifest["config"])
+    save_checkpoint(content | {"manifest": json.dumps(manifest)}, run / "last.pt")
+    (run / "config.yaml").write_text(yaml.safe_dump(forget(read_yaml(run / "config.yaml"))))
+    assert main(["--resume", str(run)]) == 0
+    assert f"resuming {run} after epoch 1" in capsys.readouterr().out
+    assert (run / "metrics.csv").read_bytes() == metrics
+    # The best checkpoint holds no state of the training.
+    shutil.copy(run / "best.pt", run / "last.pt")
+    (run / "last.pt.sha256").unlink()
+    assert "holds no state of" in fails(["--resume", str(run)], capsys)
 
 
 @pytest.mark.parametrize(

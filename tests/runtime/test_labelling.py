@@ -10,9 +10,10 @@ import csv
 import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,67 @@ def test_a_name_that_is_no_text(tmp_path: Path, out: Path) -> None:
         pytest.skip("this file system has only names that are text")
     inference(PixelClassifier(), list_pictures(folder), out)
     assert out.read_bytes().splitlines()[1].split(b",")[0] == b"bad\xe9.png"  # as it is on the disk
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_formulas_are_escaped_in_csv_where_asked(tmp_path: Path, suffix: str) -> None:
+    dangerous = ["=1+1.png", "+1.png", "-1.png", "@x.png", "\tx.png", "\rx.png"]
+    harmless = ["a=1.png", "'=1.png", "가.png", "1.png", " =.png"]
+    sources = [Source(name, tmp_path / "a.png") for name in dangerous + harmless]
+    Image.new("RGB", (40, 40), "teal").save(tmp_path / "a.png")
+    sources.append(Source("=bad.png", tmp_path / "none.png"))
+    plain, escaped = (tmp_path / f"{name}{suffix}" for name in ("plain", "escaped"))
+    inference(PixelClassifier(), sources, plain)
+    inference(PixelClassifier(), sources, escaped, escape_formulas=True)
+    if suffix == ".parquet":
+        assert escaped.read_bytes() == plain.read_bytes()
+        return
+    assert [row["ImageID"] for row in rows_of(plain)] == [source.image_id for source in sources]
+    names = [f"'{name}" for name in dangerous] + harmless + ["'=bad.png"]
+    assert [row["ImageID"] for row in rows_of(escaped)] == names
+    for name in ("ans", "error"):
+        assert [row[name] for row in rows_of(plain)] == [row[name] for row in rows_of(escaped)]
+
+
+# --- pictures that change ----------------------------------------------------------------------
+
+
+class Meddling(PixelClassifier):
+    """While the first batch is computed, somebody works in the folder."""
+
+    def __init__(self, meddle: Callable[[], None]) -> None:
+        super().__init__()
+        self.meddle = meddle
+
+    def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        if not self.batches:
+            self.meddle()
+        return super().predict(pixels)
+
+
+def test_pictures_that_vanish_or_change_on_the_way(folder: Path, out: Path) -> None:
+    sources = list_pictures(folder)
+    vanished, cut, replaced, swapped = (sources[index] for index in (20, 16, 15, 22))
+    before = {source.image_id: expected(source) for source in sources}
+
+    def meddle() -> None:
+        vanished.path.unlink()
+        cut.path.write_bytes(cut.path.read_bytes()[:60])
+        replaced.path.unlink()
+        replaced.path.mkdir()
+        shutil.copy(sources[0].path, swapped.path)
+
+    inference(Meddling(meddle), sources, out, batch_size=2)
+    rows = {row["ImageID"]: row for row in rows_of(out)}
+    assert list(rows) == [source.image_id for source in sources]
+    for source in (vanished, cut, replaced):
+        assert rows[source.image_id]["ans"] == ""
+        assert str(source.path) in rows[source.image_id]["error"]
+    before[swapped.image_id] = before[sources[0].image_id]  # what it is now
+    for name, row in rows.items():
+        if not row["error"]:
+            assert int(row["ans"]) == before[name]
+    assert sum(bool(row["error"]) for row in rows.values()) == 3
 
 
 # --- all or nothing ----------------------------------------------------------------------------

@@ -287,5 +287,5 @@ def test_a_checkpoint_of_another_kind(part: Path) -> None:
     for name in ("last.pt", "last.pt.sha256", "last.prev.pt", "last.prev.pt.sha256"):
         (part / name).unlink()
     shutil.copy(part / "best.pt", part / "last.pt")
-    with pytest.raises(CheckpointError, match=r"last\.pt: holds no state of .*optimizer"):
+    with pytest.raises(CheckpointError, match=r"last\.pt: holds no state of history"):
         resume(part, say=lambda _: None)
