@@ -8,7 +8,7 @@ FUZZ := 5000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: install demo test fuzz check help
+.PHONY: install demo test coverage fuzz mutate audit check help
 
 install: $(INSTALLED) ## make .venv and install the project and its tools in it, in the tested versions
 
@@ -37,8 +37,22 @@ demo: $(INSTALLED) ## train both branches on a made sample, export, label pictur
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+coverage: $(INSTALLED) ## run the tests and fail where less than 90 % of the branches are run
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov
+
 fuzz: $(INSTALLED) ## feed damaged files to every reader, FUZZ=5000 of them to each
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+
+mutate: $(INSTALLED) ## change the code that scores in small ways and fail where the tests notice less than 85 %
+	rm -rf mutants
+	$(BIN)/mutmut run
+	$(BIN)/mutmut export-cicd-stats
+	@$(BIN)/python -c 'import json; s = json.load(open("mutants/mutmut-cicd-stats.json")); \
+	  share = (s["killed"] + s["timeout"]) / (s["total"] - s["skipped"]); \
+	  print(f"noticed: {share:.1%}; the others: $(BIN)/mutmut results"); raise SystemExit(share < 0.85)'
+
+audit: $(INSTALLED) ## ask the vulnerability database about every installed package (needs the network)
+	$(BIN)/pip-audit --local --skip-editable
 
 check: $(INSTALLED) ## format, lint and types, as in pre-commit
 	$(BIN)/ruff format --check
@@ -46,4 +60,4 @@ check: $(INSTALLED) ## format, lint and types, as in pre-commit
 	$(BIN)/mypy
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import shutil
@@ -23,7 +24,10 @@ from maskcls.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from maskcls.config import TrainConfig
 from maskcls.errors import CheckpointError
+from maskcls.models import load_model
+from maskcls.preprocessing import PreprocessSpec
 
 
 def content(step: int) -> dict[str, Any]:
@@ -321,3 +325,30 @@ def test_no_torch_file_at_all_is_refused(tmp_path: Path, data: bytes) -> None:
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path)
+
+
+# --- files of older versions ----------------------------------------------------------------------
+
+
+def test_a_file_of_format_1_is_read_for_ever(tmp_path: Path) -> None:
+    """Written by version 0.1.0 (age in steps, other attributes beside it) and never renewed: a
+    version that cannot read it breaks what people have trained."""
+    file = tmp_path / "best.pt"
+    file.write_bytes(gzip.decompress((Path(__file__).parent / "files/format1.pt.gz").read_bytes()))
+    model, manifest = load_model(file)
+    assert (manifest.format, manifest.task, manifest.model, manifest.tta) == (
+        1,
+        "age",
+        "base",
+        "flip",
+    )
+    assert manifest.preprocess == PreprocessSpec(40, 32, (0.8, 1.0))
+    assert manifest.fixes[0]["why"] == "마스크"
+    assert manifest.config["auxiliary"] == 0.5
+    TrainConfig.from_dict(manifest.config)
+    pixels = torch.linspace(-2, 2, 3 * 40 * 32).reshape(1, 3, 40, 32)
+    with torch.inference_mode():
+        answers = model(torch.cat([pixels, pixels.flip(2), pixels.flip(3) * 0.5]))
+    expected = [[10.2779, 5.1265, 10.6299], [10.4202, 5.3385, 10.7865], [7.6491, 3.5206, 7.7276]]
+    torch.testing.assert_close(answers, torch.tensor(expected), atol=0.01, rtol=0)
+    assert read_checkpoint(file)["seen"].tolist() == [-5, 7, 9]

@@ -255,7 +255,10 @@ class _Session:
             precision=precision,
             tta=config.tta,
         )
-        attach_metrics(evaluator, self.task, criterion(self.class_weights))
+        known = self.class_weights
+        if known is not None:  # a class that nobody trains on weighs 0: a mean over it alone is nan
+            known = known.where(known > 0, 1.0)
+        attach_metrics(evaluator, self.task, criterion(known))
         manifest = self._manifest(config)
         interruption = Interruption()
         states = setup_handlers(

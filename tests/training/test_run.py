@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,18 @@ from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskcls.checkpoints import file_digest, read_checkpoint
-from maskcls.config import TrainConfig, read_yaml, resolve
+from maskcls.config import CRITERION_NAMES, OPTIMIZER_NAMES, TrainConfig, read_yaml, resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.targets import auxiliary_sizes
-from maskcls.errors import ConfigError, TrainingError
+from maskcls.errors import ConfigError, DataError, TrainingError
 from maskcls.images import decode, read_bytes
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
 from maskcls.models import load_model
 from maskcls.training import RunResult, handlers, increment_path, run, train
 
+DataDir = Callable[..., Path]
 SMALL = {
     "model": "base",
     "weights": "none",
@@ -269,6 +272,46 @@ def test_every_task_trains(data: Path, tmp_path: Path, task: str, auxiliary: flo
     assert manifest.task == task
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, TASKS[task].num_classes)
     assert 0 <= result.best_score <= 1
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("criterion", CRITERION_NAMES)
+@pytest.mark.parametrize(("task", "weights"), [("mask_gender", "balanced"), ("age", "sqrt")])
+def test_one_person_on_either_side_is_enough(
+    data_dir: DataDir, tmp_path: Path, task: str, weights: str, criterion: str
+) -> None:
+    """Classes are absent from both sides, and batch normalisation gets no batch of one."""
+    root = data_dir(2, name="two/train").parent
+    options = {"model": "resnet18", "val_ratio": 0.5, "batch_size": 2, "epochs": 1}
+    result = fit(root, tmp_path, task, criterion=criterion, class_weights=weights, **options)
+    [row] = rows_of(result.folder / "metrics.csv")
+    assert np.isfinite([float(value) for value in row.values()]).all()
+    assert all(torch.isfinite(value).all() for value in weights_of(result.folder).values())
+
+
+def test_too_little_to_train_on(data_dir: DataDir, tmp_path: Path) -> None:
+    root = data_dir(2, name="two/train").parent
+    folders = sorted((root / "train/images").iterdir())
+    for folder in folders:
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
+    with pytest.raises(DataError, match="one readable training picture"):
+        fit(root, tmp_path, val_ratio=0.5, batch_size=2)
+    shutil.rmtree(folders[0])
+    (root / "train/train.csv").unlink()
+    with pytest.raises(DataError, match="1 person in the data"):
+        fit(root, tmp_path)
+    assert not list(tmp_path.glob("mask_gender/*"))
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("optimizer", OPTIMIZER_NAMES)
+def test_a_rate_of_0_changes_nothing(data: Path, tmp_path: Path, optimizer: str) -> None:
+    options = {"lr": 0.0, "optimizer": optimizer, "augmentation": "BaseAugmentation"}
+    folder = fit(data, tmp_path, **options).folder
+    first, last = rows_of(folder / "metrics.csv")
+    assert first | {"epoch": "2", "train_loss": last["train_loss"]} == last
+    assert same(weights_of(folder, "last.prev.pt"), weights_of(folder))
 
 
 @pytest.mark.usefixtures("plain_figures")
