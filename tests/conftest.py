@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +65,32 @@ def maskface() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/maskface beside the clone; it is not there")
     return folder
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    argv = [str(mount), "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if mount is None or os.geteuid() or subprocess.run(argv, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[Path], None]:
+    """Leaves no room on the file system of a folder, in a file `filler`."""
+
+    def fill(folder: Path) -> None:
+        # Without a buffer, whose rest would be an error of its own when the file is closed.
+        with (folder / "filler").open("wb", buffering=0) as file:
+            with pytest.raises(OSError, match="No space"):
+                while True:
+                    file.write(bytes(4096))
+
+    return fill

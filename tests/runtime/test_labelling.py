@@ -384,6 +384,37 @@ def test_a_job_that_goes_on_ends_with_the_same_bytes(
     assert not parts_path(broken).exists()
 
 
+def test_a_full_disk_leaves_parts_to_go_on_from(
+    folder: Path,
+    tmp_path: Path,
+    tiny_disk: Path,
+    fill: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(labelling, "PART", 4)
+    sources = list_pictures(folder)
+    whole, out = tmp_path / "whole.csv", tiny_disk / "output.csv"
+    inference(PixelClassifier(), sources, whole, batch_size=4)
+
+    class Filling(PixelClassifier):
+        def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+            if len(self.batches) == 3:
+                fill(tiny_disk)
+            return super().predict(pixels)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        inference(Filling(), sources, out, batch_size=4)
+    assert str(parts_path(out)) in str(caught.value.filename)
+    assert not out.exists()
+    assert len(list(parts_path(out).glob("*.jsonl"))) == 3
+    (tiny_disk / "filler").unlink()
+    engine = PixelClassifier()
+    inference(engine, sources, out, batch_size=4, resume=True)
+    assert sum(engine.batches) == len(sources) - 12
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tiny_disk.iterdir()) == ["output.csv", "output.csv.json"]
+
+
 def test_parts_of_another_job_are_not_touched(
     folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -393,6 +395,40 @@ def test_early_stopping_stops_and_says_so(data: Path, tmp_path: Path) -> None:
     assert [line.endswith("stopping early") for line in said if " epoch " in line] == [False, True]
     best = read_checkpoint(result.folder / "best.pt")
     assert best["trainer"]["iteration"] == 2 * best["trainer"]["epoch_length"]  # the latest equal
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize(
+    ("scores", "epochs", "best"),
+    [
+        ([math.nan, 0.5, math.nan, math.nan, 0.9], 4, 2),
+        ([0.5, math.nan, 0.6, math.nan, math.nan], 5, 3),
+        ([math.nan] * 5, 3, 3),
+    ],
+)
+def test_a_score_that_is_no_number_is_the_worst(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: list[float],
+    epochs: int,
+    best: int,
+) -> None:
+    real = run.attach_metrics
+
+    def attach(evaluator: Engine, *args: Any) -> None:
+        real(evaluator, *args)
+
+        @evaluator.on(Events.COMPLETED)
+        def change(engine: Engine) -> None:
+            engine.state.metrics["macro_f1"] = left.pop(0)
+
+    left = list(scores)
+    monkeypatch.setattr(run, "attach_metrics", attach)
+    result = fit(data, tmp_path, epochs=5, patience=2)
+    assert result.epochs == epochs
+    content = read_checkpoint(result.folder / "best.pt")
+    assert content["trainer"]["iteration"] == best * content["trainer"]["epoch_length"]
 
 
 def test_folders_get_numbers_of_their_own(tmp_path: Path) -> None:
