@@ -85,6 +85,10 @@ class TrainConfig:
         "BestAugmentation", "augmentation of training batches", AUGMENTATION_NAMES
     )
 
+    mixup: float = _option(0.0, "share of the training pictures that are blended with another")
+    cutmix: float = _option(
+        0.0, "share of the training pictures that get the right half of another's face"
+    )
     tta: str = _option(
         "none",
         "at validation and labelling: average over a picture and its mirror image",
@@ -155,6 +159,8 @@ class TrainConfig:
     def _check_ranges(self) -> None:
         rules: dict[str, tuple[bool, str]] = {
             "val_ratio": (0 < self.val_ratio < 1, "above 0 and below 1"),
+            "mixup": (0 <= self.mixup <= 1, "from 0 to 1"),
+            "cutmix": (self.cutmix >= 0 and self.mixup + self.cutmix <= 1, "from 0 to 1 - mixup"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "soften_age": (0 <= self.soften_age < float("inf"), "0 or more"),
             "auxiliary": (0 <= self.auxiliary < float("inf"), "0 or more"),

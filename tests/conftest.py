@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from maskcls.labels import MASK_OF_STEM
@@ -20,6 +21,10 @@ SIZE = (96, 128)  # pixels, width × height
 GROUPS = tuple(itertools.product(("male", "female"), (22, 45, 63)))
 
 DataDir = Callable[..., Path]
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("suite")
+settings.load_profile("suite")
 
 # Two test processes with two threads each on two cores wait for one another most of the time.
 # Before torch is imported, and inherited by the processes that tests start.

@@ -37,7 +37,6 @@ from maskcls.runtime.sources import list_pictures
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ", "60")),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 Mutation = tuple[str, float, bytes]

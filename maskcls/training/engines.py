@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maskcls.data.augmentation import BaseAugmentation
 from maskcls.data.loaders import Batch
+from maskcls.data.mixing import Mixing
 from maskcls.errors import TrainingError
 from maskcls.models import predict_logits
 
@@ -88,6 +89,7 @@ def create_trainer(
     accumulate: int,
     clip_norm: float,
     soft_targets: Tensor | None = None,
+    mixing: Mixing | None = None,
     say: Callable[[str], None] = print,
 ) -> Engine:
     """An engine whose iteration is one optimiser step on one batch, in `accumulate` parts.
@@ -96,6 +98,7 @@ def create_trainer(
     the step is still that of the whole batch.
 
     `soft_targets`: shares (N, C) of all pictures of the data set, taken instead of their classes.
+    `mixing` needs them.
 
     Its output: {"loss": float, "images": batch size}.
 
@@ -124,10 +127,12 @@ def create_trainer(
         pixels, target, indices = batch
         epoch = engine.state.epoch
         images = augmentation(pixels.to(device, non_blocking=True), indices.tolist(), epoch)
-        images = images.contiguous(memory_format=torch.channels_last)
         if soft_targets is not None:
             target = soft_targets[indices]
         target = target.to(device, non_blocking=True)
+        if mixing is not None:
+            images, target = mixing(images, target, indices.tolist(), epoch)
+        images = images.contiguous(memory_format=torch.channels_last)
         most = max(1, len(target) // 2)  # batch normalisation cannot train on one picture
         while True:
             try:

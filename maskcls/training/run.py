@@ -24,6 +24,7 @@ from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
 from maskcls.data.loaders import training_loader, validation_loader
+from maskcls.data.mixing import Mixing
 from maskcls.data.splits import Split, encode_table, split_hash
 from maskcls.data.targets import (
     age_step_shares,
@@ -246,6 +247,7 @@ class _Session:
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
             soft_targets=self._soft_targets(config),
+            mixing=Mixing(config.mixup, config.cutmix, config.seed) if _mixes(config) else None,
             say=self.say,
         )
         evaluator = create_evaluator(
@@ -311,10 +313,10 @@ class _Session:
             own = age_step_shares(data.ages, years)
         elif years and "age" in self.task.attributes:
             own = soft_targets(self.task, data.labels, data.ages, years)
-        if not self.beside:
+        if own is None and (self.beside or _mixes(config)):
+            own = one_hot(torch.from_numpy(data.labels), self.task.num_classes).float()
+        if own is None or not self.beside:
             return own
-        if own is None:
-            own = one_hot(torch.from_numpy(data.labels), self.task.num_classes)
         beside = auxiliary_targets(self.task, data.attributes, data.ages, years)
         return torch.cat([own, beside], dim=1)
 
@@ -332,6 +334,10 @@ class _Session:
             git_revision=_git_revision(),
             versions=_versions(),
         )
+
+
+def _mixes(config: TrainConfig) -> bool:
+    return config.mixup + config.cutmix > 0
 
 
 def class_weights(option: str, counts: Tensor) -> Tensor | None:

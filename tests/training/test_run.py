@@ -226,6 +226,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sum": {"criterion": "cross_entropy:0.7,label_smoothing:0.3", "patience": 2},
     "bf16": {"precision": "bf16", "ema_decay": 0.9},
     "folds": {"fold": 1, "folds": 4},
+    "mixed": {"mixup": 0.5, "cutmix": 0.5, "soften_age": 0.0, "auxiliary": 0.0},
+    "mixed focal": {"mixup": 1.0, "criterion": "focal:0.5,f1:0.5"},
 }
 
 
