@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.shared import processor
 from maskcls.errors import DataError, ProviderError
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime.session import IMAGES, LOGITS, OnnxFile, open_session, read_onnx, why_not
@@ -179,7 +180,7 @@ def machine(bench: Bench) -> dict[str, Any]:
 
     return {
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "gpu": torch.cuda.get_device_name() if "cuda" in bench.devices else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -187,14 +188,6 @@ def machine(bench: Bench) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "absent": list(bench.absent),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
 
 
 def _devices(wanted: str, absent: list[str]) -> tuple[str, ...]:

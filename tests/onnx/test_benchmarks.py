@@ -148,6 +148,45 @@ def test_labelling_pictures_that_cannot_be_read(
     assert "not all pictures can be read" in done.stderr
 
 
+def test_throughput(
+    exported: tuple[object, ...], data_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    pictures = sorted((data_dir(12, name="more") / "images").iterdir())[0]
+    runs = [tmp_path / "runs" / task / "exp" for task in ("mask_gender", "age")]
+    options = ["--checkpoints", *runs, "--onnx", tmp_path / "onnx", "--images", pictures]
+    options += ["--ways", "original", "maskcls", "bound", "--runs", 2, "--batch-size", 4]
+    written = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png")
+    done = run("throughput.py", *options, *written)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["pictures"] == len(list(pictures.iterdir()))
+    names = [row["way"] for row in figures["rows"]]
+    assert names == ["original's way fp32", "maskcls fp32", "bare session fp32"]
+    for row in figures["rows"]:
+        assert len(row["images_per_s_all"]) == 2
+        assert min(row["images_per_s_all"]) > 0
+        assert 50 < row["peak_mb"] < 5000
+        assert f"| {row['way']} | {row['images_per_s']:.1f} |" in done.stdout
+    first, ours, _ = (row["images_per_s_all"] for row in figures["rows"])
+    ratios = sorted(b / a for a, b in zip(first, ours, strict=True))
+    assert f"({ratios[0]:.2f}–{ratios[1]:.2f})" in done.stdout
+    with Image.open(tmp_path / "figures.png") as picture:
+        picture.load()
+
+
+def test_throughput_without_a_peer(
+    make_run: MakeRun, data_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = [make_run(task, "base", height=32, width=32) for task in ("mask_gender", "age")]
+    export([folder / "best.pt" for folder in runs], tmp_path / "onnx", say=lambda _: None)
+    images = data_dir(1, name="more")
+    options = ("--checkpoints", *runs, "--onnx", tmp_path / "onnx", "--images", images)
+    done = run("throughput.py", *options, "--ways", "torchvision")
+    assert done.returncode == 2
+    assert "error: torchvision, compiled fp32: torchvision has no network like base" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("script", ["latency.py", "parity.py"])
 def test_a_batch_of_nothing_is_a_wrong_option(script: str) -> None:
     done = run(script, "--batch-sizes", 0)

@@ -1,0 +1,78 @@
+"""What throughput.py measures this project against: data sets and networks of other people's code,
+put together as their users do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+
+from maskcls.errors import MissingExtraError
+from maskcls.preprocessing import PreprocessSpec
+
+
+class PillowPictures(Dataset[Tensor]):
+    """Picture by picture: Pillow, then Resize, ToTensor and Normalize."""
+
+    def __init__(self, paths: Sequence[Path], spec: PreprocessSpec) -> None:
+        self.paths = paths
+        self.spec = spec
+        self.finish = v2.Compose(
+            [
+                v2.Resize(list(spec.size)),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(spec.mean), list(spec.std)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = Image.open(self.paths[index]).convert("RGB")
+        box = self.spec.crop_box(image.height, image.width)
+        answer: Tensor = self.finish(image.crop(box))
+        return answer
+
+
+class TensorPictures(Dataset[Tensor]):
+    """torchvision's decoder and antialiased resize on uint8; normalised later, as a batch."""
+
+    def __init__(self, paths: Sequence[Path], spec: PreprocessSpec) -> None:
+        self.paths = [str(path) for path in paths]
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = decode_image(self.paths[index], ImageReadMode.RGB)
+        left, top, right, bottom = self.spec.crop_box(*image.shape[1:])
+        cropped = image[:, top:bottom, left:right]
+        return v2.functional.resize(cropped, list(self.spec.size), antialias=True)
+
+
+def create_peer(package: str, name: str, num_classes: int) -> nn.Module:
+    """A network of timm or torchvision, with random weights.
+
+    Raises:
+        MissingExtraError: without timm.
+    """
+    if package == "torchvision":
+        from torchvision.models import get_model
+
+        return get_model(name, num_classes=num_classes)
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtraError("timm", "bench", "the way of timm") from None
+    model: Any = timm.create_model(name, num_classes=num_classes)
+    return model
