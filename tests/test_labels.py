@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import PurePath
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from maskcls.errors import ConfigError, DataError
+from maskcls.errors import CheckpointError, ConfigError, DataError
 from maskcls.labels import (
     ATTRIBUTES,
     BRANCHES,
@@ -20,7 +24,10 @@ from maskcls.labels import (
     GenderLabels,
     MaskLabels,
     Task,
+    combine,
     get_task,
+    require_all_attributes,
+    softmax,
 )
 
 tasks = st.sampled_from(list(TASKS.values()))
@@ -76,12 +83,12 @@ def test_marginals_sum_over_the_other_attributes(task: Task, data: st.DataObject
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_labels_out_of_range_are_refused(task: Task) -> None:
     for label in (-1, task.num_classes, np.array([0, task.num_classes])):
-        with pytest.raises(ValueError, match=r"not in 0\.\."):
+        with pytest.raises(ValueError, match=rf"not in 0\.\.{task.num_classes - 1}$"):
             task.decode(label)
     zeros = dict.fromkeys(task.attributes, 0)
     for name, size in zip(task.attributes, task.sizes, strict=True):
         for digit in (-1, size):
-            with pytest.raises(ValueError, match=name):
+            with pytest.raises(ValueError, match=rf"{name} label {digit} .*in 0\.\.{size - 1}$"):
                 task.encode(**(zeros | {name: digit}))
 
 
@@ -101,7 +108,7 @@ def test_mask_from_filename(name: str, label: MaskLabels) -> None:
 
 @pytest.mark.parametrize("name", ["mask6.jpg", "mask.jpg", "normal_2.jpg", "Normal.jpg", "", "m"])
 def test_other_filenames_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match="incorrect_mask"):
+    with pytest.raises(DataError, match="picture name .*incorrect_mask"):
         MaskLabels.from_filename(name)
 
 
@@ -116,7 +123,7 @@ def test_gender_from_str(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "f", "femal", "0", "남성"])
 def test_other_genders_are_refused(text: str) -> None:
-    with pytest.raises(DataError, match="known: male, female"):
+    with pytest.raises(DataError, match="gender .*known: male, female"):
         GenderLabels.from_str(text)
 
 
@@ -136,5 +143,47 @@ def test_other_ages_are_refused(age: int | str) -> None:
 
 def test_unknown_task_names_the_nearest() -> None:
     assert get_task("age") is TASKS["age"]
-    with pytest.raises(ConfigError, match="did you mean 'mask_gender'"):
+    with pytest.raises(ConfigError, match="task .*did you mean 'mask_gender'"):
         get_task("mask-gender")
+
+
+@given(arrays(np.float32, (3, 4), elements=st.floats(-1000, 1000, width=32)))
+def test_softmax_is_shares_that_keep_the_order(logits: np.ndarray) -> None:
+    shares = softmax(logits)
+    assert shares.dtype == np.float32
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
+    powers = [[math.exp(value - max(row)) for value in row] for row in logits.tolist()]
+    expected = [[value / sum(row) for value in row] for row in powers]
+    np.testing.assert_allclose(shares, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "names", [("mask_gender", "age"), ("age", "mask_gender"), ("age", "gender", "mask"), ("multi",)]
+)
+def test_independent_networks_combine_to_the_18_classes(names: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    parts = {name: rng.dirichlet(np.ones(TASKS[name].num_classes), size=5) for name in names}
+    joint = combine(parts)
+    assert joint.shape == (5, MULTI.num_classes)
+    for label in range(MULTI.num_classes):
+        factors = [part[:, TASKS[name].from_multi(label)] for name, part in parts.items()]
+        np.testing.assert_allclose(joint[:, label], np.prod(factors, axis=0))
+
+
+def test_networks_answer_everything_once() -> None:
+    def check(*names: str) -> None:
+        files = [PurePath(f"{name}.pt") for name in names]
+        require_all_attributes([TASKS[name] for name in names], files)
+
+    for names in (("mask_gender", "age"), ("age", "gender", "mask"), ("multi",)):
+        check(*names)
+    for names, reason in (
+        (("mask_gender",), "mask_gender.pt (mask_gender): none answers age; give one of each of "
+         "mask_gender and age, or the folder that holds them"),
+        (("age", "gender"), "age.pt (age), gender.pt (gender): none answers mask;"),
+        (("mask_gender", "age", "mask"), "mask.pt (mask): more than one answers mask;"),
+        (("multi", "age"), "more than one answers age;"),
+        ((), ": none answers mask;"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=re.escape(reason)):
+            check(*names)

@@ -209,6 +209,8 @@ def test_options_reach_their_loss(batch: tuple[torch.Tensor, ...]) -> None:
     assert smooth == F.cross_entropy(logits, target, label_smoothing=0.4)
     focal = create_criterion("focal", focal_gamma=3.0, focal_alpha=2.0)(logits, target)
     assert focal == FocalLoss(3.0, 2.0)(logits, target)
+    usual = create_criterion("focal")(logits, target)  # gamma 2, the paper's
+    assert usual == FocalLoss()(logits, target) == FocalLoss(2.0)(logits, target)
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -223,7 +225,7 @@ def test_every_name_makes_a_loss(name: str) -> None:
 
 def test_unknown_names() -> None:
     assert not is_criterion("hinge")
-    with pytest.raises(ConfigError, match="'focl'; did you mean 'focal'"):
+    with pytest.raises(ConfigError, match="criterion 'focl'; did you mean 'focal'"):
         criterion_entrypoint("focl")
     with pytest.raises(ConfigError, match="'cross-entropy'; did you mean 'cross_entropy'"):
         create_criterion("cross-entropy:0.5,f1:0.5")

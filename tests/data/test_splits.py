@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskcls.data.profiles import Picture, Profile
-from maskcls.data.splits import SPLIT_COLUMNS, Split, split_hash, split_people, split_table
+from maskcls.data.splits import (
+    SPLIT_COLUMNS,
+    Split,
+    encode_table,
+    split_hash,
+    split_people,
+    split_table,
+)
 from maskcls.errors import ConfigError, DataError
 from maskcls.labels import GenderLabels, MaskLabels
 
@@ -158,3 +166,19 @@ def test_the_hash_passes_over_order_and_place() -> None:
     ]
     digests = {str(Path("moved") / path): digest for path, digest in DIGESTS.items()}
     assert split_table(elsewhere, split, digests) == split_table(CROWD, split, DIGESTS)
+
+
+def test_the_hash_is_that_of_earlier_versions() -> None:
+    """A change to what stands in split.csv would keep people from resuming what they train."""
+    table = split_table(CROWD, split_people(CROWD), DIGESTS)
+    assert table.splitlines()[1] == (
+        "000000_male_Asian_18,male,18,2,"
+        "928141a647d9276f8a8586d03386ef3d960c010125c593f9a88bfa5bd520b878,train"
+    )
+    assert split_hash(table) == "2e06cb05d545108a67450c195d3d001ecbe2ba452064564ded171a436302487b"
+
+
+def test_a_name_that_is_no_text_has_a_hash() -> None:
+    name = "000001_male_\udce9_30"
+    assert encode_table(name) == b"000001_male_\xe9_30"
+    assert split_hash(name) == hashlib.sha256(b"000001_male_\xe9_30").hexdigest()

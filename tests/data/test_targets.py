@@ -118,3 +118,9 @@ def test_what_is_learnt_beside_a_task_is_the_other_attributes(name: str) -> None
 
 def test_sizes_of_what_is_learnt_beside() -> None:
     assert {name: list(auxiliary_sizes(task)) for name, task in TASKS.items()} == SIZES
+
+
+def test_a_class_that_does_not_occur_keeps_its_place() -> None:
+    attributes = {"mask": np.array([0, 0]), "gender": np.array([0, 0]), "age": np.array([0, 0])}
+    targets = auxiliary_targets(TASKS["age"], attributes, np.array([20, 20]), deviation=0.0)
+    assert targets.tolist() == [[1, 0, 0, 1, 0]] * 2

@@ -203,6 +203,11 @@ def test_read_answers(tmp_path: Path) -> None:
     assert read_answers(table) == {"a,b.jpg": 0, "b.jpg": 17}
 
 
+def test_line_ends_in_a_name_stay(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.csv", 'ImageID,ans\n"a\r\nb",0\n"a\nb",1\n"a\rb",2\n')
+    assert read_answers(table) == {"a\r\nb": 0, "a\nb": 1, "a\rb": 2}
+
+
 def test_names_match_in_any_unicode_form(tmp_path: Path) -> None:
     name = "가나.jpg"
     decomposed = unicodedata.normalize("NFD", name)
