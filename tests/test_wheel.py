@@ -104,6 +104,7 @@ def test_metadata(wheel: Path) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == {
         "runtime",
         "train",
+        "bench",
         "parquet",
         "all",
         "dev",
