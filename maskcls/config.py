@@ -285,9 +285,9 @@ _SCRATCH = {
     "val_ratio": 0.1,
     "tta": "flip",
 }
-# Age is learnt slowly, and its validation score is noisy: more epochs and a longer average. In these
-# it learns its training people by heart, unless most of them are mixed. Mask and gender teach it
-# nothing more.
+# Age is learnt slowly, and its validation score is noisy: more epochs and a longer average. In so
+# many it learns its training people by heart, unless most pictures are mixed. Mask and gender teach
+# it nothing more.
 _SCRATCH_AGE = {
     "epochs": 15,
     "ema_decay": 0.998,
