@@ -3,7 +3,7 @@ put together as their users do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from maskcls.errors import MissingExtraError
-from maskcls.preprocessing import PreprocessSpec
+from maskcls.preprocessing import MEAN, STD, PreprocessSpec
+
+Transform = Callable[[Image.Image], Any]
 
 
 class PillowPictures(Dataset[Tensor]):
@@ -60,6 +62,47 @@ class TensorPictures(Dataset[Tensor]):
         return v2.functional.resize(cropped, list(self.spec.size), antialias=True)
 
 
+class LabelledPictures(Dataset[tuple[Any, int]]):
+    """Pillow and a transform, picture by picture, in every epoch."""
+
+    def __init__(self, labelled: Sequence[tuple[Path, int]], transform: Transform) -> None:
+        self.labelled = labelled
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, label = self.labelled[index]
+        return self.transform(Image.open(path).convert("RGB")), label
+
+
+def original_transforms(size: tuple[int, int]) -> tuple[Transform, Transform]:
+    """The original's `CustomAugmentation` and `BaseAugmentation`: (training, validation)."""
+    finish = [
+        v2.Resize(list(size)),
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(MEAN), list(STD)),
+    ]
+    jitter = v2.ColorJitter(0.1, 0.1, 0.1, 0.1)
+    return v2.Compose([finish[0], jitter, *finish[1:], v2.GaussianNoise()]), v2.Compose(finish)
+
+
+def timm_transforms(size: tuple[int, int]) -> tuple[Transform, Transform]:
+    """timm's own for a training from scratch, erasing included: (training, validation).
+
+    Raises:
+        MissingExtraError: without timm.
+    """
+    create_transform = _import_timm().data.create_transform
+    common = {"input_size": (3, *size), "mean": MEAN, "std": STD, "interpolation": "bilinear"}
+    training = create_transform(
+        **common, is_training=True, scale=(0.7, 1.0), color_jitter=0.25, re_prob=0.25
+    )
+    return training, create_transform(**common, crop_pct=1.0)
+
+
 def create_peer(package: str, name: str, num_classes: int) -> nn.Module:
     """A network of timm or torchvision, with random weights.
 
@@ -70,9 +113,14 @@ def create_peer(package: str, name: str, num_classes: int) -> nn.Module:
         from torchvision.models import get_model
 
         return get_model(name, num_classes=num_classes)
+    model: nn.Module = _import_timm().create_model(name, num_classes=num_classes)
+    return model
+
+
+def _import_timm() -> Any:
     try:
         import timm
+        import timm.data
     except ImportError:
         raise MissingExtraError("timm", "bench", "the way of timm") from None
-    model: Any = timm.create_model(name, num_classes=num_classes)
-    return model
+    return timm

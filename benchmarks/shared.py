@@ -11,6 +11,19 @@ from typing import Any
 from maskcls.errors import ConfigError
 from maskcls.files import write_atomic
 
+PEER_NAMES = {
+    "efficientnet_b3": ("efficientnet_b3", "efficientnet_b3"),
+    "efficientnet_b3_init": ("efficientnet_b3", "efficientnet_b3"),
+    "efficientnet_b4": ("efficientnet_b4", "efficientnet_b4"),
+    "efficientnet_b5": ("efficientnet_b5", "efficientnet_b5"),
+    "resnet18": ("resnet18", "resnet18"),
+    "resnet34": ("resnet34", "resnet34"),
+    "resnext50": ("resnext50_32x4d", "resnext50_32x4d"),
+    "resnext101": ("resnext101_32x8d", "resnext101_32x8d"),
+    "vgg19": ("vgg19", "vgg19"),
+}
+"""Network → its name in timm and in torchvision. With random weights: speed does not ask."""
+
 
 def require_positive(args: argparse.Namespace, *names: str) -> None:
     """
@@ -52,3 +65,11 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
+
+
+def peak_bytes() -> float:
+    """The most memory that this process has held; 0 where it cannot be told."""
+    try:
+        return process_bytes("VmHWM")
+    except (OSError, KeyError):
+        return 0.0

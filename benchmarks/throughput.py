@@ -31,24 +31,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
 
-from benchmarks.shared import process_bytes, processor, require_positive, write_figures
+from benchmarks.shared import PEER_NAMES, peak_bytes, processor, require_positive, write_figures
 from maskcls.commands._run import guarded
 from maskcls.commands.doctor import usable_cores
 from maskcls.errors import ConfigError, DataError, MaskclsError
 
 GROUPS = ("bound", "maskcls", "original", "timm", "torchvision")
-PEER_NAMES = {
-    "efficientnet_b3": ("efficientnet_b3", "efficientnet_b3"),
-    "efficientnet_b3_init": ("efficientnet_b3", "efficientnet_b3"),
-    "efficientnet_b4": ("efficientnet_b4", "efficientnet_b4"),
-    "efficientnet_b5": ("efficientnet_b5", "efficientnet_b5"),
-    "resnet18": ("resnet18", "resnet18"),
-    "resnet34": ("resnet34", "resnet34"),
-    "resnext50": ("resnext50_32x4d", "resnext50_32x4d"),
-    "resnext101": ("resnext101_32x8d", "resnext101_32x8d"),
-    "vgg19": ("vgg19", "vgg19"),
-}
-"""Network → its name in timm and in torchvision. Their weights are random: speed does not ask."""
 
 
 @dataclass(frozen=True)
@@ -253,15 +241,7 @@ def serve(job: Job, end: Connection) -> None:
         labels = run()
         seconds = time.perf_counter() - began
         digest = hashlib.sha256(repr(labels).encode()).hexdigest()
-        end.send({"seconds": seconds, "labels": digest, "peak": peak()})
-
-
-def peak() -> float:
-    """The most memory that this process has held, bytes; 0 where it cannot be told."""
-    try:
-        return process_bytes("VmHWM")
-    except (OSError, KeyError):
-        return 0.0
+        end.send({"seconds": seconds, "labels": digest, "peak": peak_bytes()})
 
 
 Run = Callable[[], list[int]]

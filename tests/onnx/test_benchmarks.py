@@ -174,6 +174,36 @@ def test_throughput(
         picture.load()
 
 
+def test_training(data_dir: Callable[..., Path], tmp_path: Path) -> None:
+    options = ["--data-dir", data_dir(12), "--height", 32, "--width", 32, "--batch-size", 16]
+    options += ["--ways", "maskcls", "original", "--runs", 2, "--target", 0.001]
+    written = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png")
+    done = run("training.py", *options, *written)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures["runs"]) == ["maskcls", "original"]
+    for turns in figures["runs"].values():
+        assert len(turns) == 2
+        for turn in turns:
+            assert turn["pictures"] == 7 * 10  # a fifth of 12 people validates
+            ends = [epoch["end"] for epoch in turn["epochs"]]
+            assert len(ends) == 2
+            assert 0 < ends[0] < ends[1]
+            assert all(0 <= epoch["f1"] <= 1 for epoch in turn["epochs"])
+    # The same seed, the same training.
+    first, second = figures["runs"]["maskcls"]
+    assert [e["f1"] for e in first["epochs"]] == [e["f1"] for e in second["epochs"]]
+    assert "| maskcls |" in done.stdout
+    with Image.open(tmp_path / "figures.png") as picture:
+        picture.load()
+
+
+def test_training_needs_a_second_epoch() -> None:
+    done = run("training.py", "--epochs", 1)
+    assert done.returncode == 2
+    assert "--epochs 1: the first epoch decodes" in done.stderr
+
+
 def test_throughput_without_a_peer(
     make_run: MakeRun, data_dir: Callable[..., Path], tmp_path: Path
 ) -> None:

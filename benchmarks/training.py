@@ -1,0 +1,383 @@
+"""Training: this project, the original's way and timm's parts in a well-set loop, in turns.
+
+    python benchmarks/training.py --data-dir data/train
+    python benchmarks/training.py --data-dir data/train --model efficientnet_b3 --epochs 3
+    python benchmarks/training.py --data-dir data/train --epochs 12 --target 0.8 --runs 1
+
+Same people, pictures, network, input size, batch, optimiser, learning rates and number of epochs.
+A run trains from the beginning, in a process of its own, with the decoding, validation and
+whatever else its way does. Needs the extra `bench`. How to read the table: benchmarks/README.md.
+
+All options: python benchmarks/training.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
+
+from benchmarks.shared import PEER_NAMES, peak_bytes, processor, require_positive, write_figures
+from maskcls.commands._run import guarded
+from maskcls.commands.doctor import usable_cores
+from maskcls.errors import ConfigError, DataError, MaskclsError
+
+WAYS = {"maskcls": "maskcls", "original": "original's way", "timm": "timm, its best flags"}
+TASK = "mask_gender"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a way is told; plain values, for a process of its own."""
+
+    way: str
+    data_dirs: tuple[str, ...]
+    model: str
+    height: int
+    width: int
+    batch_size: int
+    epochs: int
+    lr: float
+    workers: int
+    scratch: str
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Measure trainings of one network against other ways to train it.",
+        epilog="example:\n  python benchmarks/training.py --data-dir data/train --runs 3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        nargs="+",
+        default=[Path("runs/demo/sample/train")],
+        metavar="DIR",
+        help="default: runs/demo/sample/train",
+    )
+    parser.add_argument("--model", default="resnet18", choices=sorted(PEER_NAMES), metavar="NAME")
+    parser.add_argument("--height", type=int, default=128, metavar="N", help="default: 128")
+    parser.add_argument("--width", type=int, default=96, metavar="N", help="default: 96")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument("--epochs", type=int, default=2, metavar="N", help="default: 2")
+    parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="default: 0.001")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="default: 2")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each way; default: 5")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY")
+    parser.add_argument(
+        "--target", type=float, metavar="F1", help="show when validation reached this macro F1"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw F1 over time")
+    return parser
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    require_positive(args, "height", "width", "batch_size", "epochs", "workers", "runs")
+    if args.epochs < 2:
+        raise ConfigError("--epochs 1: the first epoch decodes; a rate needs a second")
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = measure(args, Path(scratch))
+    print(format_table(figures))
+    write_figures(args.json, figures)
+    if args.plot is not None:
+        draw(figures, args.plot)
+        print(f"wrote {args.plot}")
+    return 0
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """All figures, as plain values."""
+    from tqdm import tqdm
+
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
+    with tqdm(total=args.runs * len(runs), unit="training", disable=None) as bar:
+        for number in range(args.runs):
+            for way in runs if number % 2 == 0 else reversed(runs):
+                bar.set_description(WAYS[way])
+                job = Job(
+                    way,
+                    tuple(str(folder.resolve()) for folder in args.data_dir),
+                    args.model,
+                    args.height,
+                    args.width,
+                    args.batch_size,
+                    args.epochs,
+                    args.lr,
+                    args.workers,
+                    str(scratch / f"{way}{number}"),
+                )
+                runs[way].append(run_alone(job))
+                bar.update()
+    return {
+        "model": args.model,
+        "height": args.height,
+        "width": args.width,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
+        "target": args.target,
+        "cores": usable_cores(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "runs": runs,
+    }
+
+
+def run_alone(job: Job) -> dict[str, Any]:
+    """One training in a process of its own: {"pictures", "epochs": [{"end", "f1"}, …], "peak"}.
+
+    Raises:
+        ConfigError: the way cannot be had here.
+        DataError: its process failed; its own words are on stderr.
+    """
+    context = multiprocessing.get_context("spawn")
+    end, other = context.Pipe()
+    process = context.Process(target=work, args=(job, other))
+    process.start()
+    other.close()
+    try:
+        answer: dict[str, Any] = end.recv()
+    except EOFError:
+        raise DataError(f"{WAYS[job.way]}: its process ended, see above") from None
+    finally:
+        process.join()
+    if "error" in answer:
+        raise ConfigError(f"{WAYS[job.way]}: {answer['error']}")
+    return answer
+
+
+# --- in a way's own process ----------------------------------------------------------------------
+
+
+def work(job: Job, end: Connection) -> None:
+    """Trains, and sends what `run_alone` answers."""
+    from maskcls.training import seed_everything
+
+    seed_everything(0)
+    try:
+        if job.way == "maskcls":
+            pictures, epochs = train_ours(job)
+        else:
+            pictures, epochs = train_plainly(job)
+    except MaskclsError as error:
+        end.send({"error": str(error)})
+        return
+    end.send({"pictures": pictures, "epochs": epochs, "peak": peak_bytes()})
+
+
+def train_ours(job: Job) -> tuple[int, list[dict[str, float]]]:
+    """As `maskcls-train` does it, with its cache, checkpoints, averages and TensorBoard."""
+    import csv
+
+    from maskcls.config import resolve
+    from maskcls.training import train
+
+    flags = {
+        "data_dir": job.data_dirs,
+        "model_dir": f"{job.scratch}/runs",
+        "cache": f"{job.scratch}/cache",  # decoding is part of the time
+        "weights": "none",
+        "model": job.model,
+        "height": job.height,
+        "width": job.width,
+        "crop": None,
+        "batch_size": job.batch_size,
+        "epochs": job.epochs,
+        "lr": job.lr,
+        "val_ratio": 0.2,
+        "workers": job.workers,
+        "criterion": "cross_entropy",
+        "class_weights": "none",
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "auxiliary": 0.0,
+        "tta": "none",
+    }
+    ends: list[float] = []
+    began = time.perf_counter()
+
+    def say(line: str) -> None:
+        if f"{TASK} epoch" in line:
+            ends.append(time.perf_counter() - began)
+
+    result = train(resolve(TASK, "scratch", flags=flags), say)
+    with (result.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        scores = [float(row["macro_f1"]) for row in csv.DictReader(file)]
+    with (result.folder / "split.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["side"] == "train"]
+    pictures = sum(int(row["pictures"]) for row in rows)
+    return pictures, [{"end": e, "f1": f} for e, f in zip(ends, scores, strict=True)]
+
+
+def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
+    """A loop over DataLoaders that decode every picture in every epoch: the original's, or timm's
+    parts with what is known to help on this device."""
+    import torch
+    from sklearn.metrics import f1_score
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    from benchmarks.peers import LabelledPictures, create_peer, original_transforms, timm_transforms
+    from maskcls.data.profiles import read_all_profiles
+    from maskcls.data.splits import split_people
+    from maskcls.labels import TASKS
+    from maskcls.models import create_model
+    from maskcls.training.engines import resolve_device, resolve_precision
+
+    began = time.perf_counter()
+    expert = job.way == "timm"
+    task = TASKS[TASK]
+    profiles = read_all_profiles([Path(folder) for folder in job.data_dirs])
+    people = split_people(profiles, val_ratio=0.2, seed=42)
+    size = (job.height, job.width)
+    transforms = (timm_transforms if expert else original_transforms)(size)
+
+    def loader(side: frozenset[str], training: bool) -> DataLoader[Any]:
+        labelled = [
+            (picture.path, int(task.encode(mask=picture.mask, gender=profile.gender)))
+            for profile in profiles
+            if profile.person in side
+            for picture in profile.pictures
+        ]
+        return DataLoader(
+            LabelledPictures(labelled, transforms[0 if training else 1]),
+            batch_size=job.batch_size,
+            shuffle=training,
+            num_workers=job.workers,
+            persistent_workers=expert,
+            drop_last=training,
+        )
+
+    batches, validation = loader(people.train, True), loader(people.val, False)
+    device = resolve_device("auto")
+    precision = resolve_precision("auto" if expert else "fp32", device)
+    network: nn.Module
+    if expert:
+        network = create_peer("timm", PEER_NAMES[job.model][0], task.num_classes)
+        network = network.to(device, memory_format=torch.channels_last)
+    else:
+        network = create_model(job.model, task.num_classes, size).to(device)
+    layout = torch.channels_last if expert else torch.contiguous_format
+    optimizer = torch.optim.AdamW(network.parameters(), lr=job.lr, fused=expert)
+    total = job.epochs * len(batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.lr, total, pct_start=0.1)
+    criterion = nn.CrossEntropyLoss()
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with precision.autocast():
+            answer: torch.Tensor = network(images.to(device, memory_format=layout))
+        return answer.float()
+
+    epochs = []
+    for _ in range(job.epochs):
+        network.train()
+        for images, labels in batches:
+            optimizer.zero_grad()
+            criterion(forward(images), labels.to(device)).backward()
+            optimizer.step()
+            schedule.step()
+        network.eval()
+        truth, answers = [], []
+        with torch.inference_mode():
+            for images, labels in validation:
+                truth += labels.tolist()
+                answers += forward(images).argmax(dim=1).tolist()
+        score = float(f1_score(truth, answers, average="macro"))
+        epochs.append({"end": time.perf_counter() - began, "f1": score})
+    return len(batches.dataset), epochs  # type: ignore[arg-type]
+
+
+# --- how it is shown -----------------------------------------------------------------------------
+
+
+def rate(run: dict[str, Any]) -> float:
+    """Pictures a second from the end of the first epoch on, validation and all else in it."""
+    epochs = run["epochs"]
+    seconds: float = epochs[-1]["end"] - epochs[0]["end"]
+    return float(run["pictures"]) * (len(epochs) - 1) / seconds
+
+
+def seconds_to(run: dict[str, Any], target: float) -> float | None:
+    """When validation first reached a score; None where it never did."""
+    return next((epoch["end"] for epoch in run["epochs"] if epoch["f1"] >= target), None)
+
+
+def format_table(figures: dict[str, Any]) -> str:
+    """For the terminal, and as Markdown to paste. Ratios are taken within a turn."""
+    runs, target = figures["runs"], figures["target"]
+    ours = runs.get("maskcls")
+    lines = [
+        f"{figures['model']}, {figures['height']}x{figures['width']}, batches of "
+        f"{figures['batch_size']}, {figures['epochs']} epochs; {figures['processor']}, "
+        f"{figures['cores']} cores",
+        "",
+        "| way | images/s | first epoch s | all s | last F1 | peak MB | maskcls × |"
+        + (f" s to F1 {target:g} |" if target else ""),
+        "|---|---:|---:|---:|---:|---:|---:|" + ("---:|" if target else ""),
+    ]
+    for way, turns in runs.items():
+        ratios = sorted(rate(a) / rate(b) for a, b in zip(ours or turns, turns, strict=True))
+        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+        cells = [
+            WAYS[way],
+            f"{statistics.median(map(rate, turns)):.1f}",
+            f"{statistics.median(run['epochs'][0]['end'] for run in turns):.1f}",
+            f"{statistics.median(run['epochs'][-1]['end'] for run in turns):.1f}",
+            f"{statistics.median(run['epochs'][-1]['f1'] for run in turns):.3f}",
+            f"{max(run['peak'] for run in turns) / 1e6:.0f}",
+            "1" if way == "maskcls" or ours is None else spread,
+        ]
+        if target:
+            reached = [seconds_to(run, target) for run in turns]
+            known = [value for value in reached if value is not None]
+            cells.append(
+                f"{statistics.median(known):.0f}" if len(known) == len(reached) else "not reached"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Validation F1 over the seconds of each training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from maskcls.files import replacing
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for colour, (way, turns) in zip(
+        itertools.cycle(("tab:blue", "tab:orange", "tab:green")), figures["runs"].items()
+    ):
+        for number, run in enumerate(turns):
+            points = [(epoch["end"], epoch["f1"]) for epoch in run["epochs"]]
+            label = WAYS[way] if number == 0 else None
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=4)
+    axes.set_xlabel("seconds from the start, decoding and validation included")
+    axes.set_ylabel(f"macro F1 of {TASK} on validation people")
+    axes.set_title(f"{figures['model']}, {figures['processor']}, {figures['cores']} cores", size=9)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
