@@ -32,6 +32,9 @@ class _EfficientNet(EfficientNet):  # type: ignore[misc]  # the package has no t
 
     That package fixes the padding of its convolutions when it is built: the same weights built for
     another size answer otherwise. So the size is a constructor argument, and in the manifest.
+
+    What it computes is the package's, in fewer passes over memory: swish is PyTorch's own SiLU, and
+    padding that is the same on both sides is left to the convolution.
     """
 
     version: str
@@ -41,6 +44,13 @@ class _EfficientNet(EfficientNet):  # type: ignore[misc]  # the package has no t
             self.version, {"num_classes": num_classes, "image_size": tuple(image_size)}
         )
         super().__init__(blocks, parameters)
+        for module in self.modules():
+            if hasattr(module, "_swish"):
+                module._swish = nn.SiLU()
+            if isinstance(getattr(module, "static_padding", None), nn.ZeroPad2d):
+                left, right, top, bottom = module.static_padding.padding
+                if (left, top) == (right, bottom):
+                    module.padding, module.static_padding = (top, left), nn.Identity()
 
 
 class EfficientNetB3(_EfficientNet):
