@@ -272,8 +272,6 @@ _SCRATCH = {
     "weight_decay": 0.05,
     "criterion": "label_smoothing",
     "label_smoothing": 0.05,
-    "mixup": 0.15,
-    "cutmix": 0.15,
     "soften_age": 4.0,  # an age is known to some years
     "auxiliary": 0.5,  # ages say more of a face than mask and gender do
     "class_weights": "sqrt",
@@ -285,16 +283,10 @@ _SCRATCH = {
     "val_ratio": 0.1,
     "tta": "flip",
 }
-# Age is learnt slowly, and its validation score is noisy: more epochs and a longer average. In so
-# many it learns its training people by heart, unless most pictures are mixed. Mask and gender teach
-# it nothing more.
-_SCRATCH_AGE = {
-    "epochs": 15,
-    "ema_decay": 0.998,
-    "auxiliary": 0.0,
-    "mixup": 0.35,
-    "cutmix": 0.35,
-}
+# Age is learnt slowly, and its validation score is noisy: more epochs and a longer average. Mask
+# and gender teach it nothing more. (Mixing pictures was tried for both, and scored no higher on
+# validation people in as many epochs.)
+_SCRATCH_AGE = {"epochs": 15, "ema_decay": 0.998, "auxiliary": 0.0}
 # The second of two branches starts from the first, which has learnt faces already: a smaller step
 # keeps what it knows.
 _BRANCH = {"lr": 1e-3}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
@@ -45,6 +47,16 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
+    """Rows of a CSV table; lines end with a newline alone."""
+    plain = csv.writer(file, lineterminator="\n")
+    # Python before 3.13 leaves a carriage return unquoted, where a reader ends the row.
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        odd = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoted if odd else plain).writerow(row)
 
 
 def sync_folder(folder: Path) -> None:

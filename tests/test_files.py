@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -11,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from maskcls.files import locked, replacing, write_atomic
+from maskcls.files import locked, replacing, write_atomic, write_rows
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 
@@ -211,3 +215,21 @@ def test_a_lock_is_free_after_an_error(tmp_path: Path) -> None:
         with pytest.raises(Busy), locked(tmp_path / "lock", refuse):
             raise Busy
         assert names(tmp_path) == []
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+cells = st.text(st.characters(exclude_categories=("Cs",)), max_size=5)
+
+
+@given(st.lists(st.lists(cells, min_size=2, max_size=2), max_size=5))
+def test_rows_come_back_from_a_table(rows: list[list[str]]) -> None:
+    text = io.StringIO()
+    write_rows(text, rows)
+    assert list(csv.reader(io.StringIO(text.getvalue(), newline=""))) == rows
+
+
+def test_rows_are_plain_where_they_can_be() -> None:
+    text = io.StringIO()
+    write_rows(text, [("ImageID", "ans"), ("a,b.jpg", 3), ("c\rd.jpg", 4)])
+    assert text.getvalue() == 'ImageID,ans\n"a,b.jpg",3\n"c\rd.jpg","4"\n'

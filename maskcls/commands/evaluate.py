@@ -1,6 +1,7 @@
-"""Score a prediction file against the ground truth.
+"""Score a prediction file against the ground truth, or runs on the people who validated them.
 
 python cli/evaluate.py --gt gt.csv --pred output.csv --json score.json
+python cli/evaluate.py runs/mask_gender/exp runs/age/exp
 SM_GROUND_TRUTH_DIR=data/eval SM_OUTPUT_DATA_DIR=out python cli/evaluate.py
 """
 
@@ -11,12 +12,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from maskcls.data.profiles import Profile
+    from maskcls.evaluation.people import Certainty
     from maskcls.evaluation.scoring import Scores
 
 GT_VARIABLE, GT_FILE = "SM_GROUND_TRUTH_DIR", "gt.csv"
@@ -26,12 +29,17 @@ EPILOG = """\
 Both tables are CSV with the columns ImageID,ans; ans is mask * 6 + gender * 3 + age, 0 to 17.
 Every picture of the ground truth counts: one without a prediction, or with an empty ans, is wrong.
 
-example:
+Runs are scored together, on the people who validated all of them: with intervals from people drawn
+anew, and with what the score would be if one of the attributes were always right.
+
+examples:
   maskcls-infer    --model runs --images data/eval --out output.csv
   maskcls-evaluate --gt data/eval/gt.csv --pred output.csv --json score.json
+  maskcls-evaluate runs/mask_gender/exp runs/age/exp
 
 score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,
-per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training.
+per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training; of runs
+people, intervals and if_perfect in its place.
 """
 
 
@@ -39,10 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `maskcls-evaluate`."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
-        description="Score a prediction file against the ground truth: macro F1 and accuracy of\n"
-        "the 18 classes and of mask, gender and age, per-class scores, a confusion matrix.",
+        description="Score a prediction file against the ground truth, or runs on the people who\n"
+        "validated them: macro F1 and accuracy of the 18 classes and of mask, gender and age,\n"
+        "per-class scores, a confusion matrix.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="*",
+        metavar="RUN",
+        help="run folders, or their MODEL_DIR, to score on their validation people",
     )
     parser.add_argument(
         "--gt",
@@ -77,15 +93,22 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = build_parser().parse_args(argv)
-    gt = _table(args.gt, "--gt", GT_VARIABLE, GT_FILE)
-    pred = _table(args.pred, "--pred", PRED_VARIABLE, PRED_FILE)
     if args.confusion is not None and args.confusion.suffix.lower() != ".png":
         raise ConfigError(f"--confusion {args.confusion}: the picture is a PNG; name it FILE.png")
+    if args.runs:
+        if args.gt or args.pred:
+            raise ConfigError("give either runs, or --gt and --pred")
+        _score_runs(args)
+    else:
+        _score_files(args)
+    return 0
 
+
+def _score_files(args: argparse.Namespace) -> None:
     from maskcls.evaluation.scoring import read_answers, score_answers
-    from maskcls.files import replacing
-    from maskcls.labels import MULTI
 
+    gt = _table(args.gt, "--gt", GT_VARIABLE, GT_FILE)
+    pred = _table(args.pred, "--pred", PRED_VARIABLE, PRED_FILE)
     truth = read_answers(gt)
     predicted = read_answers(pred, allow_empty=True)
     seen = _seen_in_training(pred, allow_seen=args.allow_seen)
@@ -93,21 +116,118 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: every ans in {gt} is 0; is it an info.csv to fill in?", file=sys.stderr)
     scores = score_answers(truth, predicted)
     print(format_scores(scores))
+    confusion = None if args.no_confusion else args.confusion or pred.with_name("confusion.png")
+    _write(scores, {"seen_in_training": seen}, args.json, confusion)
 
-    if args.json is not None:
-        values = scores.to_dict() | {"seen_in_training": seen}
-        with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        print(f"wrote {args.json}")
-    if not args.no_confusion:
+
+def _score_runs(args: argparse.Namespace) -> None:
+    import numpy as np
+    from tqdm import tqdm
+
+    from maskcls.checkpoints import read_checkpoint
+    from maskcls.classifier import TorchClassifier, find_checkpoints
+    from maskcls.data.runs import labelled_pictures, people_of_run
+    from maskcls.evaluation.people import certainty
+    from maskcls.evaluation.scoring import score_answers
+    from maskcls.manifest import Manifest
+    from maskcls.runtime import Source
+    from maskcls.runtime.labelling import decoded_batches, predict
+    from maskcls.training.engines import resolve_device
+
+    checkpoints = find_checkpoints(args.runs)
+    engine = TorchClassifier(checkpoints, resolve_device("auto"))
+    people = _common_people(
+        [
+            people_of_run(path, Manifest.from_json(read_checkpoint(path)["manifest"]), "val")
+            for path in checkpoints
+        ]
+    )
+    labels = {str(path): label for path, label in labelled_pictures(people)}
+    sources = [Source(name, Path(name)) for name in labels]
+    answers: dict[str, int] = {}
+    with tqdm(total=len(sources), desc="answering", unit="img", disable=None) as bar:
+        for batch in decoded_batches(engine.specs, sources, 32, 2, None):
+            good = [picture for picture in batch if not picture.error]
+            if good:
+                found = predict(engine, good).argmax(axis=1).tolist()
+                answers |= {p.source.image_id: ans for p, ans in zip(good, found, strict=True)}
+            bar.update(len(batch))
+    if len(answers) < len(sources):  # as validation did
+        print(f"warning: {len(sources) - len(answers)} unreadable pictures are skipped")
+    truth = {name: labels[name] for name in answers}
+    whose = {str(p.path): person.person for person in people for p in person.pictures}
+    scores = score_answers(truth, answers)
+    sure = certainty(
+        np.array(list(truth.values())),
+        np.array(list(answers.values())),
+        [whose[name] for name in answers],
+    )
+    print(f"{sure.people} people validated {', '.join(str(path.parent) for path in checkpoints)}")
+    print(format_scores(scores))
+    print(format_certainty(sure))
+    values = {
+        "people": sure.people,
+        "intervals": {"macro_f1": sure.macro_f1, "accuracy": sure.accuracy},
+        "if_perfect": dict(sure.if_perfect),
+    }
+    _write(scores, values, args.json, None if args.no_confusion else args.confusion)
+
+
+def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:
+    """Those who validated all runs, as the first run knows them.
+
+    Raises:
+        DataError: there are none, or runs hold different labels of one.
+    """
+    known = [{p.person: (p.gender, p.age, len(p.pictures)) for p in side} for side in sides]
+    common = set(known[0]).intersection(*known[1:])
+    if not common:
+        raise DataError(
+            "nobody validated all of these runs; train them with the same --seed and --val-ratio, "
+            "or the same --fold"
+        )
+    for person in sorted(common):
+        if len({labels[person] for labels in known}) > 1:
+            raise DataError(
+                f"{person}: these runs were trained with different labels of this person"
+            )
+    return [person for person in sides[0] if person.person in common]
+
+
+def _write(
+    scores: Scores, values: dict[str, Any], file: Path | None, confusion: Path | None
+) -> None:
+    """What was asked for, on the disk."""
+    from maskcls.files import replacing
+    from maskcls.labels import MULTI
+
+    if file is not None:
+        with replacing(file) as temporary:
+            text = json.dumps(scores.to_dict() | values, indent=1) + "\n"
+            temporary.write_text(text, "utf-8")
+        print(f"wrote {file}")
+    if confusion is not None:
         from maskcls.evaluation.pictures import plot_confusion
 
-        path = args.confusion or pred.with_name("confusion.png")
         columns = None if scores.missing else MULTI.num_classes
         title = f"macro F1 {scores.classes.macro_f1:.4f}, accuracy {scores.classes.accuracy:.4f}"
-        plot_confusion(scores.confusion[:, :columns], MULTI.class_names, path, title)
-        print(f"wrote {path}")
-    return 0
+        plot_confusion(scores.confusion[:, :columns], MULTI.class_names, confusion, title)
+        print(f"wrote {confusion}")
+
+
+def format_certainty(sure: Certainty) -> str:
+    """What lies below the scores of runs."""
+    from maskcls.evaluation.people import LEVEL
+
+    lines = [
+        f"{name} {low:.4f} to {high:.4f} in {LEVEL:.0%} of draws of {sure.people} people from these"
+        for name, (low, high) in (("macro F1", sure.macro_f1), ("accuracy", sure.accuracy))
+    ]
+    lines += [
+        f"macro F1 {score:.4f} if {attribute} were always right"
+        for attribute, score in sure.if_perfect.items()
+    ]
+    return "\n".join(lines)
 
 
 def format_scores(scores: Scores) -> str:

@@ -11,11 +11,13 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from maskcls.data.profiles import Profile
 from maskcls.errors import ConfigError, DataError
+from maskcls.files import write_rows
 
 SPLIT_COLUMNS = ("person", "gender", "age", "pictures", "content", "side")
 
@@ -88,9 +90,7 @@ def split_table(profiles: Sequence[Profile], split: Split, digests: Mapping[str,
     rows: dict[str, list[Profile]] = {}
     for profile in profiles:
         rows.setdefault(profile.person, []).append(profile)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(SPLIT_COLUMNS)
+    table: list[Sequence[object]] = [SPLIT_COLUMNS]
     for person, parts in sorted(rows.items()):
         pictures = sorted(
             f"{digests[str(picture.path)]} {int(picture.mask)}"
@@ -100,15 +100,32 @@ def split_table(profiles: Sequence[Profile], split: Split, digests: Mapping[str,
         content = hashlib.sha256("\n".join(pictures).encode()).hexdigest()
         side = "val" if person in split.val else "train"
         first = min(parts, key=lambda part: (part.gender, part.age))
-        writer.writerow(
-            (person, first.gender.name.lower(), first.age, len(pictures), content, side)
-        )
+        gender = first.gender.name.lower()
+        table.append((person, gender, first.age, len(pictures), content, side))
+    text = io.StringIO()
+    write_rows(text, table)
     return text.getvalue()
 
 
 def encode_table(table: str) -> bytes:
     """The bytes of `split.csv`: a folder's name that is no UTF-8 stays as it lies on the disk."""
     return table.encode(errors="surrogateescape")
+
+
+def read_split(path: Path) -> str:
+    """The text of a `split.csv`, as `split_table` made it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # Not read_text: it changes the ends of lines, and with them names and the hash.
+    return path.read_bytes().decode(errors="surrogateescape")
+
+
+def people_of(table: str, side: str) -> set[str]:
+    """The people of one side, `train` or `val`, in the text of a `split.csv`."""
+    rows = csv.DictReader(io.StringIO(table, newline=""))
+    return {row["person"] for row in rows if row["side"] == side}
 
 
 def split_hash(table: str) -> str:

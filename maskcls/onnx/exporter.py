@@ -3,7 +3,6 @@ on real pictures before any of them gets its name."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -17,13 +16,12 @@ import torch
 
 from maskcls.checkpoints import file_digest, open_checkpoint
 from maskcls.classifier import TorchClassifier
-from maskcls.data.fixes import Fix, apply_fixes
-from maskcls.data.profiles import Profile, read_all_profiles, read_profiles
-from maskcls.data.splits import split_hash
+from maskcls.data.profiles import Profile, read_profiles
+from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.errors import CheckpointError, DataError, ExportError, PictureError
 from maskcls.files import replacing, write_atomic
 from maskcls.images import read_image
-from maskcls.labels import ATTRIBUTES, MULTI
+from maskcls.labels import ATTRIBUTES
 from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.models import restore_model
 from maskcls.onnx.convert import OPSET, convert
@@ -180,11 +178,12 @@ def _listed(
     Raises:
         DataError: there are none.
     """
+    listed: Sequence[tuple[Path, int | None]]
     if folder is None:
-        listed = _pictures_of(_people(networks[0], "val"))
+        listed = labelled_pictures(_people(networks[0], "val"))
     else:
         try:
-            listed = _pictures_of(read_profiles(folder))
+            listed = labelled_pictures(read_profiles(folder))
         except DataError:  # no data folder: any pictures will do
             listed = [(source.path, None) for source in list_pictures(folder)]
     order = np.random.default_rng(0).permutation(len(listed))[:most]
@@ -193,7 +192,7 @@ def _listed(
 
 def _calibration(network: _Network) -> np.ndarray:
     """Normalised training pictures, float32 (N, 3, H, W): never of people who validate."""
-    listed = _pictures_of(_people(network, "train"))
+    listed = labelled_pictures(_people(network, "train"))
     order = np.random.default_rng(0).permutation(len(listed))[:CALIBRATION_PICTURES]
     spec = network.manifest.preprocess
     pixels = []
@@ -207,44 +206,9 @@ def _calibration(network: _Network) -> np.ndarray:
     return spec.normalise(np.stack(pixels))
 
 
-def _pictures_of(people: Sequence[Profile]) -> list[tuple[Path, int | None]]:
-    return [
-        (
-            picture.path,
-            int(
-                MULTI.encode(
-                    mask=int(picture.mask),
-                    gender=int(person.gender),
-                    age=int(person.age_group),
-                )
-            ),
-        )
-        for person in people
-        for picture in person.pictures
-    ]
-
-
 def _people(network: _Network, side: str) -> list[Profile]:
-    """One side of the split that the run was trained with.
-
-    Raises:
-        DataError: its split or its pictures are not where they were.
-    """
     way_out = "give pictures with --parity-images DIR" if side == "val" else "int8 needs them"
-    table = network.path.parent / "split.csv"
-    try:
-        text = table.read_text("utf-8")
-    except OSError:
-        raise DataError(f"{table}: no split of the run beside its checkpoint; {way_out}") from None
-    if split_hash(text) != network.manifest.split_hash:
-        raise DataError(f"{table}: is not the split of {network.path}; {way_out}")
-    names = {row["person"] for row in csv.DictReader(text.splitlines()) if row["side"] == side}
-    try:
-        people = read_all_profiles([Path(f) for f in network.manifest.config["data_dir"]])
-    except (DataError, KeyError) as error:
-        raise DataError(f"the pictures of {network.path} are gone: {error}; {way_out}") from None
-    fixed = apply_fixes(people, [Fix(**fix) for fix in network.manifest.fixes])
-    return [person for person in fixed if person.person in names]
+    return people_of_run(network.path, network.manifest, side, way_out)
 
 
 def _versions() -> dict[str, str]:

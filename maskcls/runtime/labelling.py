@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import itertools
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskcls.errors import DataError, MissingExtraError, PictureError
-from maskcls.files import replacing
+from maskcls.files import replacing, write_rows
 from maskcls.images import content_digest, decode, read_bytes
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.preprocessing import PreprocessSpec
@@ -252,15 +252,13 @@ def _write(out: Path, columns: Sequence[str], parts: Parts, escape_formulas: boo
             return
         # surrogateescape: a file name that is no UTF-8 is written as it lies on the disk.
         with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            # Python before 3.13 leaves a carriage return unquoted, where a reader ends the row.
-            quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-            table.writerow(columns)
-            for row in parts.rows():
-                cells = [str(row.get(name, "")) for name in columns]
-                if escape_formulas:
-                    cells = [f"'{c}" if c.startswith(FORMULA_STARTS) else c for c in cells]
-                (quoted if any("\r" in cell for cell in cells) else table).writerow(cells)
+            rows = ([str(row.get(name, "")) for name in columns] for row in parts.rows())
+            if escape_formulas:
+                rows = (
+                    [f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell for cell in cells]
+                    for cells in rows
+                )
+            write_rows(file, itertools.chain([columns], rows))
 
 
 def _write_parquet(path: Path, columns: Sequence[str], parts: Parts, pyarrow: Any) -> None:

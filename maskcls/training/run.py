@@ -25,7 +25,7 @@ from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
 from maskcls.data.loaders import training_loader, validation_loader
 from maskcls.data.mixing import Mixing
-from maskcls.data.splits import Split, encode_table, split_hash
+from maskcls.data.splits import Split, encode_table, read_split, split_hash
 from maskcls.data.targets import (
     age_step_shares,
     auxiliary_sizes,
@@ -450,7 +450,7 @@ def _refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any
 def _difference(old: Path, new: str) -> str:
     """In a few words, how a split differs from the one in the run folder."""
     try:
-        before = set(old.read_text("utf-8", "surrogateescape").splitlines()[1:])
+        before = set(read_split(old).splitlines()[1:])
     except OSError:
         return "its split.csv cannot be read"
     after = set(new.splitlines()[1:])

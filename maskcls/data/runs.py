@@ -1,0 +1,50 @@
+"""The people of a run, found again from its folder: who trained and who validated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskcls.data.fixes import Fix, apply_fixes
+from maskcls.data.profiles import Profile, read_all_profiles
+from maskcls.data.splits import people_of, read_split, split_hash
+from maskcls.errors import DataError
+from maskcls.labels import MULTI
+from maskcls.manifest import Manifest
+
+
+def people_of_run(
+    checkpoint: Path, manifest: Manifest, side: str, way_out: str = "train a new one"
+) -> list[Profile]:
+    """One side, `train` or `val`, of the split that a checkpoint in a run folder was trained with,
+    labels corrected as they were then. `way_out`: what messages advise.
+
+    Raises:
+        DataError: its split or its pictures are not where they were.
+    """
+    table = checkpoint.parent / "split.csv"
+    try:
+        text = read_split(table)
+    except OSError:
+        raise DataError(f"{table}: no split of the run beside its checkpoint; {way_out}") from None
+    if split_hash(text) != manifest.split_hash:
+        raise DataError(f"{table}: is not the split of {checkpoint}; {way_out}")
+    names = people_of(text, side)
+    try:
+        people = read_all_profiles([Path(folder) for folder in manifest.config["data_dir"]])
+    except (DataError, KeyError) as error:
+        raise DataError(f"the pictures of {checkpoint} are gone: {error}; {way_out}") from None
+    fixed = apply_fixes(people, [Fix(**fix) for fix in manifest.fixes])
+    return [person for person in fixed if person.person in names]
+
+
+def labelled_pictures(people: Sequence[Profile]) -> list[tuple[Path, int]]:
+    """Their pictures, each with its class of the 18."""
+    return [
+        (
+            picture.path,
+            int(MULTI.encode(mask=picture.mask, gender=person.gender, age=person.age_group)),
+        )
+        for person in people
+        for picture in person.pictures
+    ]

@@ -1,0 +1,61 @@
+"""How sure a score is, and what holds it down: people drawn anew, and attributes taken as known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion
+from maskcls.labels import ATTRIBUTES, MULTI
+
+DRAWS = 2000  # of people, as many as there are
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """What a score of the 18 classes is worth."""
+
+    people: int
+    macro_f1: Interval  # LEVEL of the scores of people drawn anew lie in it
+    accuracy: Interval
+    if_perfect: Mapping[str, float]  # attribute → macro F1 of the 18 classes, were it always right
+
+
+def certainty(truth: np.ndarray, predicted: np.ndarray, people: Sequence[str]) -> Certainty:
+    """Labels of the 18 classes (N,), true and predicted, and whose picture each is (N).
+
+    The interval is the percentile bootstrap over people (Efron 1979, doi:10.1214/aos/1176344552): a
+    person's pictures are right or wrong together, so pictures drawn one by one would look surer
+    than they are.
+    """
+    classes = MULTI.num_classes
+    names, whose = np.unique(np.asarray(people), return_inverse=True)
+    cells = np.zeros((len(names), classes, classes), dtype=np.int64)  # a matrix per person
+    np.add.at(cells, (whose, truth, predicted), 1)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    matrices = (drawn @ cells.reshape(len(names), -1)).reshape(DRAWS, classes, classes)
+    scores = [scores_from_confusion(matrix) for matrix in matrices]
+    return Certainty(
+        people=len(names),
+        macro_f1=_interval([score.macro_f1 for score in scores]),
+        accuracy=_interval([score.accuracy for score in scores]),
+        if_perfect={name: _if_perfect(truth, predicted, name) for name in ATTRIBUTES},
+    )
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    outside = (1 - LEVEL) / 2
+    low, high = np.quantile(values, (outside, 1 - outside))
+    return float(low), float(high)
+
+
+def _if_perfect(truth: np.ndarray, predicted: np.ndarray, attribute: str) -> float:
+    digits = MULTI.decode(predicted) | {attribute: MULTI.decode(truth)[attribute]}
+    matrix = confusion_matrix(truth, MULTI.encode(**digits), MULTI.num_classes)
+    return scores_from_confusion(matrix).macro_f1

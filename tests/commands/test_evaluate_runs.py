@@ -1,0 +1,123 @@
+"""`maskcls-evaluate RUN RUN`: both branches on the people who validated both."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from sklearn.metrics import accuracy_score, f1_score
+
+from maskcls.commands import evaluate, infer, train
+from maskcls.data.profiles import read_profiles
+from maskcls.data.runs import labelled_pictures
+from maskcls.data.sample import make_sample
+from maskcls.data.splits import people_of, read_split
+from maskcls.labels import ATTRIBUTES
+from maskcls.training import handlers
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs") / "sample"
+    return make_sample(root, people=18, eval_people=6, progress=False) / "train"
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path) -> list[Path]:
+    """A run of each branch, and one of age that others validated."""
+    argv = ["--data-dir", str(data), "--model-dir", str(data.parent / "runs"), "--weights", "none"]
+    argv += ["--model", "base", "--height", "48", "--width", "36", "--epochs", "3", "--lr", "0.005"]
+    argv += ["--device", "cpu", "--batch-size", "16", "--val-ratio", "0.3"]
+    argv += ["--cache", str(data.parent / "cache"), "--mixup", "0", "--cutmix", "0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
+        patch.setattr(handlers, "grid_image", lambda *a: Figure((1, 1), dpi=8))
+        for task in ("mask_gender", "age"):
+            assert train.main([*argv, "--task", task]) == 0
+        others = ["--task", "age", "--name", "others", "--seed", "7"]
+        assert train.main([*argv, *others]) == 0
+    folder = data.parent / "runs"
+    return [folder / "mask_gender/exp", folder / "age/exp", folder / "age/others"]
+
+
+def fails(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
+    assert evaluate.main(argv) == code
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_the_score_is_that_of_labelling_these_people(
+    data: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = tmp_path / "score.json"
+    picture = tmp_path / "confusion.png"
+    options = ["--json", str(score), "--confusion", str(picture)]
+    assert evaluate.main([str(runs[0]), str(runs[1]), *options]) == 0
+    out = capsys.readouterr().out
+    values = json.loads(score.read_text("utf-8"))
+
+    validating = people_of(read_split(runs[0] / "split.csv"), "val")
+    people = [person for person in read_profiles(data) if person.person in validating]
+    assert values["people"] == len(people) == 5
+    truth = {str(path): label for path, label in labelled_pictures(people)}
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in truth), "utf-8")
+    argv = ["--model", str(runs[0]), str(runs[1]), "--images", str(tmp_path / "list.txt")]
+    assert infer.main([*argv, "--out", str(tmp_path / "out.csv"), "--provider", "cpu"]) == 0
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        answers = {row["ImageID"]: int(row["ans"]) for row in csv.DictReader(file)}
+    labels = list(truth.values()), [answers[name] for name in truth]
+    assert values["macro_f1"] == pytest.approx(f1_score(*labels, average="macro"))
+    assert values["accuracy"] == pytest.approx(accuracy_score(*labels))
+    assert values["count"] == 35
+
+    for name in ("macro_f1", "accuracy"):
+        low, high = values["intervals"][name]
+        assert low <= values[name] <= high
+        assert f"{low:.4f} to {high:.4f} in 95% of draws of 5 people" in out
+    assert set(values["if_perfect"]) == set(ATTRIBUTES)
+    for attribute, value in values["if_perfect"].items():
+        assert f"macro F1 {value:.4f} if {attribute} were always right" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_of_runs_and_an_unreadable_picture(
+    data: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validating = people_of(read_split(runs[0] / "split.csv"), "val")
+    victim = next((data / "images" / sorted(validating)[0]).iterdir())
+    content = victim.read_bytes()
+    try:
+        victim.write_bytes(content[:100])
+        assert evaluate.main([str(runs[0]), str(runs[1]), "--json", str(tmp_path / "a.json")]) == 0
+    finally:
+        victim.write_bytes(content)
+    assert "warning: 1 unreadable pictures are skipped" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text("utf-8"))["count"] == 34
+
+
+def test_what_cannot_be_scored(
+    data: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask_gender, age, others = map(str, runs)
+    line = fails([mask_gender], capsys)
+    assert "none answers age" in line
+    line = fails([mask_gender, age, "--gt", "gt.csv"], capsys, code=2)
+    assert line == "error: give either runs, or --gt and --pred"
+    common = people_of(read_split(runs[0] / "split.csv"), "val")
+    common &= people_of(read_split(runs[2] / "split.csv"), "val")
+    if common:
+        assert evaluate.main([mask_gender, others, "--json", str(tmp_path / "b.json")]) == 0
+        assert json.loads((tmp_path / "b.json").read_text("utf-8"))["people"] == len(common)
+        capsys.readouterr()
+    else:
+        assert "nobody validated all of these runs" in fails([mask_gender, others], capsys)
+    copy = tmp_path / "copy"
+    shutil.copytree(runs[1], copy)
+    (copy / "split.csv").write_text("person,side\n", "utf-8")
+    assert f"{copy / 'split.csv'}: is not the split of" in fails([mask_gender, str(copy)], capsys)
+    (copy / "split.csv").unlink()
+    assert "no split of the run beside its checkpoint" in fails([mask_gender, str(copy)], capsys)
