@@ -60,8 +60,10 @@ def to_int8(proto: onnx.ModelProto, normalised: np.ndarray) -> onnx.ModelProto:
         try:
             root.setLevel(logging.ERROR)  # it advises pre-processing, which has just been done
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            nodes = onnx.load(prepared).graph.node
-            last = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1:]
+            ready = onnx.load(prepared)
+            use_global_pools(ready)
+            onnx.save(ready, prepared)
+            last = [n.name for n in ready.graph.node if n.op_type in ("Gemm", "MatMul")][-1:]
             quantize_static(
                 prepared,
                 target,
@@ -77,3 +79,25 @@ def to_int8(proto: onnx.ModelProto, normalised: np.ndarray) -> onnx.ModelProto:
         quantised = onnx.load(target)
     without_traces(quantised)
     return quantised
+
+
+def use_global_pools(proto: onnx.ModelProto) -> None:
+    """Means over the height and width of pictures as `GlobalAveragePool`, in place.
+
+    The exporter writes them as `ReduceMean`, which onnxruntime has in float32 only: every one of
+    EfficientNet's 27 would be a way out of the 8 bits and back in.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*proto.graph.value_info, *proto.graph.input)
+    }
+    for node in proto.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        keeps = [attribute.i for attribute in node.attribute if attribute.name == "keepdims"]
+        over_pictures = sorted(axis % 4 for axis in axes) == [2, 3]
+        if over_pictures and ranks.get(node.input[0]) == 4 and keeps != [0]:
+            node.op_type = "GlobalAveragePool"
+            del node.attribute[:], node.input[1:]

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 from maskcls.checkpoints import file_digest
@@ -33,7 +35,9 @@ from maskcls.models import create_model
 from maskcls.onnx import convert as conversion
 from maskcls.onnx import exporter as exporting
 from maskcls.onnx import fuse as fusing
+from maskcls.onnx.convert import OPSET
 from maskcls.onnx.exporter import export
+from maskcls.onnx.quantise import use_global_pools
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime import Classifier, open_onnx
 from maskcls.runtime.session import IMAGES, open_session, read_onnx
@@ -220,6 +224,52 @@ def test_other_precisions(runs: list[Path], tmp_path: Path, precision: str) -> N
     assert read_onnx(result.files[2]).manifest.precision == precision
     sizes = [sum(f.stat().st_size for f in r.files) for r in (plain, result)]
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_means_over_pictures_become_pools() -> None:
+    """And no other mean does."""
+    helper, shape = onnx.helper, ["batch", 3, 4, 5]
+    axes = {"pool": [-1, 2], "channels": [1, 2], "flat": [2, 3], "all": [1, 2, 3]}
+    nodes = [
+        helper.make_node("ReduceMean", ["x", f"{name}_axes"], [name], keepdims=int(name != "flat"))
+        for name in axes
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in axes],
+        [onnx.numpy_helper.from_array(np.array(a), f"{name}_axes") for name, a in axes.items()],
+    )
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=fusing.IR_VERSION
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+
+    def answers() -> list[np.ndarray]:
+        found: list[np.ndarray] = ReferenceEvaluator(proto).run(None, {"x": x})
+        return found
+
+    before = answers()
+    use_global_pools(proto)
+    kinds = {node.output[0]: node.op_type for node in proto.graph.node}
+    assert kinds == dict.fromkeys(axes, "ReduceMean") | {"pool": "GlobalAveragePool"}
+    for one, other in zip(before, answers(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_int8_stays_in_int8(make_run: MakeRun, tmp_path: Path) -> None:
+    """One way in and one way out: squeeze-and-excitation included."""
+    run = make_run("mask_gender", "efficientnet_b3")
+    [file] = export([run], tmp_path, precision="int8", max_f1_drop=1.0, say=quiet).files
+    session = ort.SessionOptions()
+    session.log_severity_level = 3
+    session.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(file, session, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") == 1
+    assert kinds.count("DequantizeLinear") == 1
+    assert "ReduceMean" not in kinds
 
 
 def test_a_loss_of_score_is_refused(
