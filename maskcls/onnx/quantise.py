@@ -101,3 +101,6 @@ def use_global_pools(proto: onnx.ModelProto) -> None:
         if over_pictures and ranks.get(node.input[0]) == 4 and keeps != [0]:
             node.op_type = "GlobalAveragePool"
             del node.attribute[:], node.input[1:]
+    used = {name for node in proto.graph.node for name in node.input}
+    for name in constants.keys() - used:  # onnxruntime would warn of them
+        proto.graph.initializer.remove(constants[name])
