@@ -297,19 +297,65 @@ def test_int8_stays_in_int8(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")  # onnxruntime warns on its own
 
 
+def test_int8_spares_the_tensors_that_it_holds_worst() -> None:
+    torch.manual_seed(0)
+    names = TASKS["age"].class_names
+    proto = convert(Excited(), Manifest("age", names, PreprocessSpec(40, 32), "base", {}))
+    images = np.random.default_rng(0).normal(size=(32, 3, 40, 32)).astype(np.float32)
+    expected = ReferenceEvaluator(proto).run(None, {IMAGES: images})[0]
+    pairs, errors = [], []
+    for spared in (0, 1, 4, 100):
+        small = to_int8(proto, images, spared)
+        pairs.append([node.op_type for node in small.graph.node].count("QuantizeLinear"))
+        session = ort.InferenceSession(small.SerializeToString(), None, ["CPUExecutionProvider"])
+        errors.append(np.abs(session.run(None, {IMAGES: images})[0] - expected).max())
+    assert pairs[0] > pairs[1] > pairs[2] > pairs[3] == 0
+    assert errors[2] < errors[0]
+    assert errors[3] < 1e-5
+
+
+def coarse(proto: onnx.ModelProto, *_: object) -> onnx.ModelProto:
+    """Weights of three values, to the loss of the score."""
+    copied = copy.deepcopy(proto)
+    for tensor in copied.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim == 4:
+            step = np.abs(values).max()
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array((values / step).round() * step, tensor.name)
+            )
+    return copied
+
+
+@pytest.mark.parametrize("enough", [12, None])
+def test_int8_spares_as_much_as_the_score_asks_for(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int | None
+) -> None:
+    def fussy(proto: onnx.ModelProto, pixels: np.ndarray, spared: int) -> onnx.ModelProto:
+        return coarse(proto) if enough is None or spared < enough else proto
+
+    monkeypatch.setattr(exporting, "to_int8", fussy)
+    said: list[str] = []
+
+    def run() -> None:
+        photo = photos(tmp_path)
+        export(runs[:1], tmp_path / "onnx", precision="int8", pictures=photo, say=said.append)
+
+    if enough is None:
+        with pytest.raises(ExportError, match="macro F1 falls from"):
+            run()
+    else:
+        run()
+    verdict = json.loads((tmp_path / "onnx" / "parity.json").read_text())
+    assert verdict["passed"] == (enough is not None)
+    assert verdict["spared_tensors"] == (enough or exporting.SPARED[-1])
+    tried = [line for line in said if line.startswith("int8 costs")]
+    assert len(tried) == (2 if enough else len(exporting.SPARED))
+
+
 def test_a_loss_of_score_is_refused(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def coarse(proto: onnx.ModelProto) -> onnx.ModelProto:
-        for tensor in proto.graph.initializer:
-            values = onnx.numpy_helper.to_array(tensor)
-            if values.dtype == np.float32 and values.ndim == 4:
-                step = np.abs(values).max()
-                tensor.CopyFrom(
-                    onnx.numpy_helper.from_array((values / step).round() * step, tensor.name)
-                )
-        return proto
-
     monkeypatch.setattr(exporting, "to_fp16", coarse)
     with pytest.raises(ExportError, match="macro F1 falls from"):
         export(runs, tmp_path / "onnx", precision="fp16", pictures=photos(tmp_path), say=quiet)
