@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,13 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from maskcls import images
 from maskcls.errors import PictureError
 from maskcls.images import (
     MAX_PIXELS,
+    _decode_plain_jpeg,
     content_digest,
     decode,
+    decode_pixels,
     is_image_file,
     read_bytes,
     read_image,
@@ -37,7 +43,9 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def decoded(content: bytes) -> np.ndarray:
     image = decode(content, "a.jpg")
     assert image.mode == "RGB"
-    return np.asarray(image)
+    pixels = np.asarray(image)
+    np.testing.assert_array_equal(decode_pixels(content, "a.jpg"), pixels)
+    return pixels
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM"])
@@ -49,6 +57,45 @@ def test_the_extension_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(encoded(Image.fromarray(PIXELS), "PNG"))
     assert np.array_equal(np.asarray(read_image(path)), PIXELS)
+
+
+SMOOTH = Image.fromarray(PIXELS).resize((149, 203), Image.Resampling.BICUBIC)
+"""With detail at all scales and odd sides: what a JPEG of a photo has."""
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("options", [{}, {"quality": 35}, {"progressive": True}, {"exif": b""}])
+def test_the_fast_decoder_gives_pillows_pixels(subsampling: int, options: dict[str, Any]) -> None:
+    content = encoded(SMOOTH, "JPEG", subsampling=subsampling, **options)
+    fast = _decode_plain_jpeg(content)
+    assert fast is not None  # or nothing is compared
+    np.testing.assert_array_equal(fast, decoded(content))
+
+
+def test_without_the_fast_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(SMOOTH, "JPEG")
+    expected = decoded(content)
+    monkeypatch.setattr(images, "simplejpeg", None)
+    np.testing.assert_array_equal(decode_pixels(content, "a.jpg"), expected)
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.0), st.integers(0, 4), st.booleans())
+def test_damaged_jpegs_are_to_both_decoders_what_they_are_to_pillow(
+    seed: int, kept: float, flips: int, progressive: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    content = bytearray(encoded(SMOOTH, "JPEG", progressive=progressive))
+    for place in rng.integers(2, len(content), flips):
+        content[place] = rng.integers(256)
+    damaged = bytes(content[: int(kept * len(content))] if seed % 2 else content)
+    try:
+        expected = np.asarray(decode(damaged, "a.jpg"))
+    except PictureError as error:
+        with pytest.raises(PictureError, match=re.escape(str(error))):
+            decode_pixels(damaged, "a.jpg")
+    else:
+        np.testing.assert_array_equal(decode_pixels(damaged, "a.jpg"), expected)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])

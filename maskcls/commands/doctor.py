@@ -23,6 +23,7 @@ PACKAGES = (
     "onnxruntime",
     "numpy",
     "pillow",
+    "simplejpeg",
     "pyarrow",
 )
 NEEDED_FOR = {

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from maskcls.errors import DataError, MissingExtraError, PictureError
 from maskcls.files import replacing, write_rows
-from maskcls.images import content_digest, decode, read_bytes
+from maskcls.images import content_digest, decode, decode_pixels, read_bytes
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import Provenance, fingerprint, write_provenance
@@ -232,17 +232,30 @@ def load(
     """One picture for an engine of these specs; `known`: fingerprints that count as seen."""
     try:
         content = read_bytes(source.path)
-        image = decode(content, source.path)
+        pixels = decode_for(content, source.path, specs)
     except PictureError as error:
         return Decoded(source, (), False, str(error))
     person = fingerprint(unicodedata.normalize("NFC", source.path.parent.name))
     seen = bool(known and (person in known or fingerprint(content_digest(content)) in known))
-    return Decoded(source, prepare(image, specs), seen)
+    return Decoded(source, pixels, seen)
 
 
 def _predict_good(engine: Engine, batch: Sequence[Decoded]) -> np.ndarray:
     good = [picture for picture in batch if not picture.error]
     return predict(engine, good) if good else np.empty((0, MULTI.num_classes), dtype=np.float32)
+
+
+def decode_for(
+    content: bytes, name: Path, specs: Sequence[PreprocessSpec | None]
+) -> tuple[np.ndarray, ...]:
+    """A picture file's content → what each input of an engine is fed.
+
+    Raises:
+        PictureError: see `maskcls.images.decode`.
+    """
+    if all(spec is None for spec in specs):
+        return (decode_pixels(content, name),) * len(specs)
+    return prepare(decode(content, name), specs)
 
 
 def prepare(image: Image.Image, specs: Sequence[PreprocessSpec | None]) -> tuple[np.ndarray, ...]:
