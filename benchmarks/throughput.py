@@ -16,6 +16,7 @@ All options: python benchmarks/throughput.py --help
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import multiprocessing
 import platform
@@ -148,8 +149,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 ends[index].send("run")
                 rows[index].append(receive(jobs[index], ends[index]))
     finally:
-        for process in processes:
-            process.terminate()
+        for process, end in zip(processes, ends, strict=True):
+            with contextlib.suppress(OSError):  # it has ended by itself
+                end.send("end")
             process.join()
     labels = {job.name: row[0]["labels"] for job, row in zip(jobs, rows, strict=True)}
     for job in jobs:
@@ -247,8 +249,7 @@ def serve(job: Job, end: Connection) -> None:
         return
     run()
     end.send({})
-    while True:
-        end.recv()
+    while end.recv() == "run":
         began = time.perf_counter()
         labels = run()
         seconds = time.perf_counter() - began

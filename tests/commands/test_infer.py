@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from maskcls.commands import evaluate
-from maskcls.commands.infer import main
+from maskcls.commands.infer import build_parser, main
 from maskcls.config import resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.images import decode, read_bytes
 from maskcls.labels import MULTI, combine
 from maskcls.models import load_model
+from maskcls.runtime.tuning import MIN_PICTURES
 from maskcls.training import handlers, train
 
 SMALL: dict[str, Any] = {
@@ -277,6 +278,7 @@ def test_options_that_are_missing_or_wrong(
     assert "$SM_OUTPUT_DATA_DIR" in fails(argv[:4], capsys, code=2)
     assert "name it .csv or .parquet" in fails([*argv[:5], "o.txt"], capsys, code=2)
     assert "tensorrt" in fails([*argv, "--provider", "tensorrt"], capsys, code=2)
+    assert "one batch at a time" in fails([*argv, "--lanes", "2"], capsys, code=2)
     assert "is a list already" in fails(
         [*argv[:2], "--images", str(data / "eval/info.csv"), "--info", "x.csv", *argv[4:]], capsys
     )
@@ -285,6 +287,11 @@ def test_options_that_are_missing_or_wrong(
             main([*argv, *wrong])
         assert caught.value.code == 2
     assert not (place / "o.csv").exists()
+
+
+def test_the_help_says_when_lanes_are_measured() -> None:
+    help = " ".join(build_parser().format_help().split())
+    assert f"a job of {MIN_PICTURES:,} pictures or more" in help
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

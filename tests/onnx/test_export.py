@@ -500,12 +500,14 @@ def test_export_then_label(
     texts = {}
     for name, model in {
         "fused": [out / "maskcls.onnx"],
+        "lanes": [out / "maskcls.onnx"],
         "folder": [out],
         "single": [out / "age.onnx", out / "mask_gender.onnx"],
         "torch": runs,
     }.items():
         target = tmp_path / f"{name}.csv"
         argv = ["--model", *map(str, model), "--images", images, "--out", str(target)]
+        argv += ["--lanes", "3"] if name == "lanes" else []
         assert infer.main([*argv, "--provider", "cpu"]) == 0
         texts[name] = target.read_bytes()
     assert len(set(texts.values())) == 1
