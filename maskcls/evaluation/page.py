@@ -41,7 +41,7 @@ table.confusion td { text-align: right; min-width: 38px; padding: 3px 6px; }
 table.confusion td.right { outline: 2px solid #222; outline-offset: -2px; }
 table.config td { white-space: normal; overflow-wrap: anywhere; }
 .charts { display: grid; gap: 16px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 figure { margin: 8px 0; max-width: 440px; }
 figcaption { font-size: .9rem; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
@@ -118,7 +118,7 @@ def share(value: float) -> str:
 
 def chart(caption: str, svg: str) -> str:
     """A chart with its caption."""
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
 
 
 def picture(pixels: np.ndarray, alt: str) -> str:

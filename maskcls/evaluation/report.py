@@ -237,10 +237,10 @@ def _scores(report: Report) -> Iterator[str]:
     yield f'<div class="cards">{cards}</div>'
     if answers.people is not None:
         yield paragraph(
-            f"The range is the {LEVEL:.0%} interval. The score is computed {DRAWS} times, each time for "
-            "as many people as there are, drawn from these, some twice and some not at all; "
-            f"{LEVEL:.0%} of the results lie in it. Other people of this kind would give a score in "
-            "such a range, so a difference that is much smaller says little."
+            f"The range is the {LEVEL:.0%} interval. The score is computed {DRAWS} times, each "
+            "time for as many people as there are, drawn from these, some twice and some not at "
+            f"all; {LEVEL:.0%} of the results lie in it. Other people of this kind would give a "
+            "score in such a range, so a difference that is much smaller says little."
         )
     else:
         yield paragraph(
