@@ -1,6 +1,7 @@
-"""Score a prediction file against the ground truth.
+"""Score a prediction file against the ground truth, or runs on the people who validated them.
 
     python cli/evaluate.py --gt gt.csv --pred output.csv --json score.json
+    python cli/evaluate.py runs/mask_gender/exp runs/age/exp --report report.html
     SM_GROUND_TRUTH_DIR=data/eval SM_OUTPUT_DATA_DIR=out python cli/evaluate.py
 
 Prints macro F1 and accuracy of the 18 classes and of mask, gender and age.

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
+from maskcls.evaluation.gradcam import grad_cam
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
 from maskcls.models import channels_last, predict_logits, restore_model
 from maskcls.preprocessing import PreprocessSpec
@@ -68,11 +69,24 @@ class TorchClassifier:
     @torch.inference_mode()
     def logits(self, index: int, pixels: np.ndarray) -> np.ndarray:
         """What one of the networks answers: uint8 (N, H, W, 3) → float32 (N, its classes)."""
+        images = self._normalised(index, pixels)
+        return predict_logits(self._networks[index], images, self._tta[index]).cpu().numpy()
+
+    def grad_cam(self, index: int, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Where one of the networks looked for these of its classes (N,): uint8 (N, H, W, 3) →
+        float32 (N, H, W), 0..1; see `maskcls.evaluation.gradcam`. Mirror images have no part."""
+        heat = np.zeros(pixels.shape[:3], dtype=np.float32)
+        for start in range(0, len(pixels), 8):  # gradients take more memory than answers
+            part = slice(start, start + 8)
+            images = self._normalised(index, pixels[part])
+            chosen = torch.from_numpy(classes[part]).to(self._device)
+            heat[part] = grad_cam(self._networks[index], images, chosen).cpu().numpy()
+        return heat
+
+    def _normalised(self, index: int, pixels: np.ndarray) -> Tensor:
         mean, std = self._norms[index]
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
-        normalised = (images.to(torch.float32) - mean) / std
-        answer = predict_logits(self._networks[index], normalised, self._tta[index])
-        return answer.cpu().numpy()
+        return (images.to(torch.float32) - mean) / std
 
     def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """uint8 (N, H, W, 3) per network → probabilities of the 18 classes, float32 (N, 18)."""

@@ -99,6 +99,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """Attribute → class names. The order is the order of the digits in the 18-class code."""
 
 
+def probability_column(attribute: str, value: str) -> str:
+    """The column of a prediction file that holds the probability of an attribute's class."""
+    return f"{attribute}: {value}"
+
+
 @dataclass(frozen=True)
 class Task:
     """What one network learns: one attribute, or several as one combined class.

@@ -37,6 +37,10 @@ LIGHT_MODULES = (
     "maskcls.data.sample",
     "maskcls.data.fixes",
     "maskcls.evaluation.scoring",
+    "maskcls.evaluation.people",
+    "maskcls.evaluation.groups",
+    "maskcls.evaluation.reliability",
+    "maskcls.evaluation.report",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 

@@ -132,6 +132,8 @@ def run_commands(folder: Path) -> None:
 def check_what_commands_leave(folder: Path) -> None:
     for name in ("output.csv", "output.csv.json", "score.json", "confusion.png", "out/output.csv"):
         assert (folder / name).is_file(), name
+    for name in ("report.html", "eval.html"):
+        assert (folder / name).is_file(), name
     ran = [command for command in commands() if program(command) not in NOT_RUN]
     assert {script(command) for command in ran} == {
         *("data", "train", "infer", "evaluate", "to_onnx", "doctor")

@@ -1,7 +1,7 @@
 """Score a prediction file against the ground truth, or runs on the people who validated them.
 
 python cli/evaluate.py --gt gt.csv --pred output.csv --json score.json
-python cli/evaluate.py runs/mask_gender/exp runs/age/exp
+python cli/evaluate.py runs/mask_gender/exp runs/age/exp --report report.html
 SM_GROUND_TRUTH_DIR=data/eval SM_OUTPUT_DATA_DIR=out python cli/evaluate.py
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,11 +36,15 @@ anew, and with what the score would be if one of the attributes were always righ
 examples:
   maskcls-infer    --model runs --images data/eval --out output.csv
   maskcls-evaluate --gt data/eval/gt.csv --pred output.csv --json score.json
-  maskcls-evaluate runs/mask_gender/exp runs/age/exp
+  maskcls-evaluate runs/mask_gender/exp runs/age/exp --report report.html
 
 score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,
 per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training; of runs
 people, intervals and if_perfect in its place.
+
+report.html is one page that needs no network: scores, confusion matrices, groups of people,
+reliability; of runs also learning curves, the config and the worst mistakes with their pictures. Of
+a prediction file it shows reliability if maskcls-infer wrote it with --probabilities.
 """
 
 
@@ -73,6 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"predictions, or a folder with {PRED_FILE}; {env_help(PRED_VARIABLE, PRED_FILE)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="write a page about the scores there"
+    )
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="no pictures of people in the report"
+    )
     picture = parser.add_mutually_exclusive_group()
     picture.add_argument(
         "--confusion",
@@ -95,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.confusion is not None and args.confusion.suffix.lower() != ".png":
         raise ConfigError(f"--confusion {args.confusion}: the picture is a PNG; name it FILE.png")
+    if args.report is not None:
+        _check_report(args.report)
+    elif args.no_pictures:
+        raise ConfigError("--no-pictures: goes with --report FILE.html, which is missing")
     if args.runs:
         if args.gt or args.pred:
             raise ConfigError("give either runs, or --gt and --pred")
@@ -118,6 +133,19 @@ def _score_files(args: argparse.Namespace) -> None:
     print(format_scores(scores))
     confusion = None if args.no_confusion else args.confusion or pred.with_name("confusion.png")
     _write(scores, {"seen_in_training": seen}, args.json, confusion)
+    if args.report is not None:
+        from maskcls.evaluation.report import report_predictions, write_report
+
+        notes = []
+        if seen:
+            notes.append(
+                f"{seen} of the pictures are of people, or are pictures, that the model was "
+                "trained on: the score flatters it."
+            )
+        elif seen is None:
+            notes.append("It is not known whether the model was trained on these people.")
+        write_report(report_predictions(gt, pred, truth, predicted, notes), args.report)
+        print(f"wrote {args.report}")
 
 
 def _score_runs(args: argparse.Namespace) -> None:
@@ -144,16 +172,17 @@ def _score_runs(args: argparse.Namespace) -> None:
     )
     labels = {str(path): label for path, label in labelled_pictures(people)}
     sources = [Source(name, Path(name)) for name in labels]
-    answers: dict[str, int] = {}
+    found: dict[str, np.ndarray] = {}
     with tqdm(total=len(sources), desc="answering", unit="img", disable=None) as bar:
         for batch in decoded_batches(engine.specs, sources, 32, 2, None):
             good = [picture for picture in batch if not picture.error]
             if good:
-                found = predict(engine, good).argmax(axis=1).tolist()
-                answers |= {p.source.image_id: ans for p, ans in zip(good, found, strict=True)}
+                ids = (picture.source.image_id for picture in good)
+                found |= dict(zip(ids, predict(engine, good), strict=True))
             bar.update(len(batch))
-    if len(answers) < len(sources):  # as validation did
-        print(f"warning: {len(sources) - len(answers)} unreadable pictures are skipped")
+    if len(found) < len(sources):  # as validation did
+        print(f"warning: {len(sources) - len(found)} unreadable pictures are skipped")
+    answers = {name: int(probabilities.argmax()) for name, probabilities in found.items()}
     truth = {name: labels[name] for name in answers}
     whose = {str(p.path): person.person for person in people for p in person.pictures}
     scores = score_answers(truth, answers)
@@ -171,6 +200,28 @@ def _score_runs(args: argparse.Namespace) -> None:
         "if_perfect": dict(sure.if_perfect),
     }
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
+    if args.report is not None:
+        from maskcls.evaluation.report import write_report
+        from maskcls.evaluation.runs import report_runs
+
+        report = report_runs(checkpoints, engine, people, found, pictures=not args.no_pictures)
+        write_report(report, args.report)
+        print(f"wrote {args.report}")
+
+
+def _check_report(file: Path) -> None:
+    """
+    Raises:
+        ConfigError: a report cannot be written there; better said before the work than after it.
+    """
+    if file.suffix.lower() != ".html":
+        raise ConfigError(f"--report {file}: the report is a page; name it FILE.html")
+    if file.is_dir():
+        raise ConfigError(f"--report {file}: is a folder; name a file in it")
+    # Folders that are missing are made: what counts is the first one that is there.
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--report {file}: {above} is no folder that can be written to")
 
 
 def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:

@@ -80,6 +80,7 @@ class MaskBaseDataset(Dataset[Item]):
             str(picture.path): digest
             for (_, picture), digest in zip(rows, cached.digests, strict=True)
         }
+        self.races: list[str] = [rows[index][0].race for index in kept]
         self.ages: np.ndarray = np.array([rows[index][0].age for index in kept])  # (N,), years
         self.attributes: dict[str, np.ndarray] = {
             "mask": np.array([int(rows[index][1].mask) for index in kept], dtype=np.int64),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion
+from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion, scores_of_many
 from maskcls.labels import ATTRIBUTES, MULTI
 
 DRAWS = 2000  # of people, as many as there are
@@ -33,23 +33,32 @@ def certainty(truth: np.ndarray, predicted: np.ndarray, people: Sequence[str]) -
     person's pictures are right or wrong together, so pictures drawn one by one would look surer
     than they are.
     """
-    classes = MULTI.num_classes
-    names, whose = np.unique(np.asarray(people), return_inverse=True)
-    cells = np.zeros((len(names), classes, classes), dtype=np.int64)  # a matrix per person
-    np.add.at(cells, (whose, truth, predicted), 1)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    matrices = (drawn @ cells.reshape(len(names), -1)).reshape(DRAWS, classes, classes)
-    scores = [scores_from_confusion(matrix) for matrix in matrices]
+    macro_f1, accuracy = intervals(truth, predicted, people, MULTI.num_classes)
     return Certainty(
-        people=len(names),
-        macro_f1=_interval([score.macro_f1 for score in scores]),
-        accuracy=_interval([score.accuracy for score in scores]),
+        people=len(set(people)),
+        macro_f1=macro_f1,
+        accuracy=accuracy,
         if_perfect={name: _if_perfect(truth, predicted, name) for name in ATTRIBUTES},
     )
 
 
-def _interval(values: Sequence[float]) -> Interval:
+def intervals(
+    truth: np.ndarray, predicted: np.ndarray, people: Sequence[str], num_classes: int
+) -> tuple[Interval, Interval]:
+    """Those of macro F1 and accuracy; arguments as of `certainty`, for labels 0..num_classes-1.
+    A prediction may be `NO_ANSWER`."""
+    names, whose = np.unique(np.asarray(people), return_inverse=True)
+    # A matrix per person; NO_ANSWER, -1, falls into the last column.
+    cells = np.zeros((len(names), num_classes, num_classes + 1), dtype=np.int64)
+    np.add.at(cells, (whose, truth, predicted), 1)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    matrices = (drawn @ cells.reshape(len(names), -1)).reshape(DRAWS, *cells.shape[1:])
+    macro_f1, accuracy = scores_of_many(matrices)
+    return _interval(macro_f1), _interval(accuracy)
+
+
+def _interval(values: np.ndarray) -> Interval:
     outside = (1 - LEVEL) / 2
     low, high = np.quantile(values, (outside, 1 - outside))
     return float(low), float(high)

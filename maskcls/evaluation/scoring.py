@@ -106,12 +106,10 @@ def scores_from_confusion(matrix: np.ndarray) -> ClassScores:
     F1 is the mean over the classes that occur in the truth or in the predictions. It and accuracy
     are nan for a matrix without counts.
     """
-    num_classes = len(matrix)
     hits = np.diagonal(matrix)
     support = matrix.sum(axis=1)
-    predicted = matrix[:, :num_classes].sum(axis=0)
-    f1 = _quotient(2 * hits, support + predicted)
-    occurs = (support + predicted) > 0
+    predicted = matrix[:, : len(matrix)].sum(axis=0)
+    f1, occurs = _f1(matrix)
     count = int(support.sum())
     return ClassScores(
         precision=_quotient(hits, predicted),
@@ -122,6 +120,22 @@ def scores_from_confusion(matrix: np.ndarray) -> ClassScores:
         macro_f1=float(f1[occurs].mean()) if count else float("nan"),
         accuracy=float(hits.sum() / count) if count else float("nan"),
     )
+
+
+def scores_of_many(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Macro F1 (D,) and accuracy (D,) of many matrices (D, C, C) or (D, C, C+1), none of them
+    without counts, as `scores_from_confusion` has them of each."""
+    f1, occurs = _f1(matrices)
+    hits = np.diagonal(matrices, axis1=1, axis2=2).sum(axis=1)
+    return f1.sum(axis=1) / occurs.sum(axis=1), hits / matrices.sum(axis=(1, 2))
+
+
+def _f1(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (…, C, C) or (…, C, C+1) → F1 (…, C), 0 for a class that does not occur, and whether
+    it occurs (…, C)."""
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    taken = matrix.sum(axis=-1) + matrix[..., : matrix.shape[-2]].sum(axis=-2)
+    return _quotient(2 * hits, taken), taken > 0
 
 
 def read_answers(path: Path, *, allow_empty: bool = False) -> dict[str, int]:
@@ -192,7 +206,7 @@ def score_answers(truth: Mapping[str, int], predicted: Mapping[str, int]) -> Sco
     labels = np.array(list(truth.values()), dtype=np.int64)
     answers = np.array([predicted.get(image_id, NO_ANSWER) for image_id in truth], dtype=np.int64)
     answered = answers != NO_ANSWER
-    confusion = _confusion_with_missing(labels, answers, answered, MULTI.num_classes)
+    confusion = confusion_with_missing(labels, answers, answered, MULTI.num_classes)
 
     true_digits = MULTI.decode(labels)
     # Something must be decoded where nothing was answered; `answered` masks it again.
@@ -204,7 +218,7 @@ def score_answers(truth: Mapping[str, int], predicted: Mapping[str, int]) -> Sco
         classes=scores_from_confusion(confusion),
         attributes={
             attribute: scores_from_confusion(
-                _confusion_with_missing(
+                confusion_with_missing(
                     true_digits[attribute], digits[attribute], answered, len(names)
                 )
             )
@@ -213,7 +227,7 @@ def score_answers(truth: Mapping[str, int], predicted: Mapping[str, int]) -> Sco
     )
 
 
-def _confusion_with_missing(
+def confusion_with_missing(
     truth: np.ndarray, predicted: np.ndarray, answered: np.ndarray, num_classes: int
 ) -> np.ndarray:
     """(C, C+1): pictures that were not answered are in the last column."""
@@ -224,7 +238,7 @@ def _confusion_with_missing(
 
 def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, and 0 where whole is 0."""
-    quotient: np.ndarray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+    quotient: np.ndarray = np.divide(part, whole, out=np.zeros(whole.shape), where=whole > 0)
     return quotient
 
 

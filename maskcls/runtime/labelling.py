@@ -19,7 +19,7 @@ from tqdm import tqdm
 from maskcls.errors import DataError, MissingExtraError, PictureError
 from maskcls.files import replacing, write_rows
 from maskcls.images import content_digest, decode, decode_pixels, read_bytes
-from maskcls.labels import ATTRIBUTES, MULTI
+from maskcls.labels import ATTRIBUTES, MULTI, probability_column
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import Provenance, fingerprint, write_provenance
 from maskcls.runtime.engines import Engine
@@ -116,7 +116,11 @@ def _put_together(
 
     columns = ["ImageID", "ans"]
     if probabilities:
-        columns += [_column(name, value) for name, values in ATTRIBUTES.items() for value in values]
+        columns += [
+            probability_column(name, value)
+            for name, values in ATTRIBUTES.items()
+            for value in values
+        ]
     _write(out, columns + (["error"] if errors else []), parts, escape_formulas)
     seen_in_training = None if engine.trained_on is None else seen
     write_provenance(out, Provenance(len(sources), len(errors), seen_in_training, engine.models))
@@ -288,12 +292,8 @@ def _rows(predicted: np.ndarray, probabilities: bool) -> Iterable[dict[str, obje
         row: dict[str, object] = {"ans": int(label)}
         for name, values in marginals.items():
             for value, probability in zip(ATTRIBUTES[name], values[index], strict=True):
-                row[_column(name, value)] = round(float(probability), 6)
+                row[probability_column(name, value)] = round(float(probability), 6)
         yield row
-
-
-def _column(attribute: str, value: str) -> str:
-    return f"{attribute}: {value}"
 
 
 def _write(out: Path, columns: Sequence[str], parts: Parts, escape_formulas: bool) -> None:

@@ -1,6 +1,7 @@
 """A training from its config to its run folder.
 
 MODEL_DIR/<task>/<name>/  config.yaml  split.csv  last.pt  best.pt  metrics.csv  events…
+                         report.html
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import torch
 from ignite.handlers import Checkpoint, EMAHandler
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+from torch.utils.data import DataLoader
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
-from maskcls.data.loaders import training_loader, validation_loader
+from maskcls.data.loaders import Batch, training_loader, validation_loader
 from maskcls.data.mixing import Mixing
 from maskcls.data.splits import Split, encode_table, read_split, split_hash
 from maskcls.data.targets import (
@@ -34,6 +36,7 @@ from maskcls.data.targets import (
     steps_per_group,
 )
 from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
+from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
 from maskcls.labels import get_task
 from maskcls.losses import AuxiliaryLoss, balanced_weights, create_criterion
@@ -47,6 +50,7 @@ from maskcls.models import (
 )
 from maskcls.provenance import fingerprint
 from maskcls.training.engines import (
+    Precision,
     create_evaluator,
     create_trainer,
     resolve_device,
@@ -56,6 +60,7 @@ from maskcls.training.handlers import setup_handlers
 from maskcls.training.interruption import Interruption
 from maskcls.training.metrics import attach_metrics
 from maskcls.training.paths import increment_path
+from maskcls.training.report import report_run
 from maskcls.training.schedule import Schedule, create_optimizer
 from maskcls.training.seeding import seed_everything
 from maskcls.weights import apply_start, find_start
@@ -307,11 +312,25 @@ class _Session:
             if (folder / "last.pt").is_file():
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
+        self._report(config, folder, val_loader, precision)
         return _result(
             {name: state.state_dict() for name, state in states.items()},
             folder,
             len(data.dataset.unreadable),
         )
+
+    def _report(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        val_loader: DataLoader[Batch],
+        precision: Precision,
+    ) -> None:
+        try:
+            report_run(folder, config, val_loader, self.device, precision)
+        except Exception as error:  # whatever it is: the training is done, and must not fail of it
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.say(f"warning: {folder / REPORT} was not written: {reason}")
 
     def _soft_targets(self, config: TrainConfig) -> Tensor | None:
         """What each picture teaches, where that is more than its class."""

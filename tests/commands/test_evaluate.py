@@ -14,6 +14,7 @@ from sklearn import metrics
 
 import maskcls
 from maskcls.commands.evaluate import build_parser, main
+from maskcls.labels import ATTRIBUTES
 from maskcls.provenance import (
     ModelFile,
     Provenance,
@@ -153,6 +154,43 @@ def test_a_truth_of_zeros_is_told(folder: Path, capsys: pytest.CaptureFixture[st
     assert "is it an info.csv to fill in?" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_is_told_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "is.html").mkdir()
+    argv = ["--gt", "no such file", "--pred", "nor this"]
+    assert_refused([*argv, "--report", str(folder / "is.html")], 2, "is a folder", capsys)
+    inside = folder / "gt.csv" / "new" / "r.html"
+    assert_refused([*argv, "--report", str(inside)], 2, "gt.csv is no folder", capsys)
+    if os.geteuid():  # root may write anywhere
+        folder.chmod(0o500)
+        inside = folder / "new" / "r.html"
+        assert_refused([*argv, "--report", str(inside)], 2, "is no folder that can be", capsys)
+
+
+def test_a_report_of_a_prediction_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = folder / "new" / "report.html"
+    argv = [*tables(folder), "--no-confusion", "--report", str(report)]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {report}"
+    text = report.read_text("utf-8")
+    assert f"macro F1<b>{MACRO_F1:.4f}</b>" in text
+    assert text.count("Left out: ") == 4
+    assert "It is not known whether the model was trained on these people." in text
+
+    columns = [f"{name}: {value}" for name in ATTRIBUTES for value in ATTRIBUTES[name]]
+    shares = ",".join(f"{1 / len(values)}" for values in ATTRIBUTES.values() for _ in values)
+    rows = "".join(f"{name},{label},{shares}\n" for name, label in PREDICTED.items())
+    (folder / "output.csv").write_text(f"ImageID,ans,{','.join(columns)}\n{rows}", "utf-8")
+    write_provenance(folder / "output.csv", provenance(seen=12))
+    assert main([*argv, "--allow-seen"]) == 0
+    text = report.read_text("utf-8")
+    assert "mask: ECE 0.0000" in text  # a third of the pictures is of each mask state
+    assert text.count("Left out: ") == 3
+    assert "12 of the pictures are of people" in text
+    assert "Network, mask_gender:</dt><dd>runs/mask_gender/a/best.pt" in text
+
+
 def test_people_of_the_training_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +256,8 @@ def test_provenance_round_trip(folder: Path) -> None:
         ([], "--gt is missing: give a file, or a folder with gt.csv in $SM_GROUND_TRUTH_DIR"),
         (["--gt", "gt.csv"], "--pred is missing"),
         (["--gt", "a", "--pred", "b", "--confusion", "c.jpg"], "--confusion c.jpg"),
+        (["--gt", "a", "--pred", "b", "--report", "r.pdf"], "--report r.pdf: the report is a page"),
+        (["--gt", "a", "--pred", "b", "--no-pictures"], "--no-pictures: goes with --report"),
     ],
 )
 def test_a_wrong_option_ends_with_two(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def test_the_score_is_that_of_labelling_these_people(
 ) -> None:
     score = tmp_path / "score.json"
     picture = tmp_path / "confusion.png"
-    options = ["--json", str(score), "--confusion", str(picture)]
+    report = tmp_path / "new" / "report.html"
+    options = ["--json", str(score), "--confusion", str(picture), "--report", str(report)]
     assert evaluate.main([str(runs[0]), str(runs[1]), *options]) == 0
     out = capsys.readouterr().out
     values = json.loads(score.read_text("utf-8"))
@@ -82,6 +84,32 @@ def test_the_score_is_that_of_labelling_these_people(
     for attribute, value in values["if_perfect"].items():
         assert f"macro F1 {value:.4f} if {attribute} were always right" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+    assert out.splitlines()[-1] == f"wrote {report}"
+    text = report.read_text("utf-8")
+    low, high = values["intervals"]["macro_f1"]
+    assert f"macro F1<b>{values['macro_f1']:.4f}</b>{low:.3f} to {high:.3f}" in text
+    assert "5 people, 35 pictures" in text
+    assert "Left out" not in text
+    wrong = [name for name, label in truth.items() if answers[name] != label]
+    assert f"{min(24, len(wrong))} of {len(wrong)} wrong answers" in text
+    shown = re.findall(r"<br>([^<]+/[^<]+\.\w+)", text)
+    assert len(shown) == min(24, len(wrong))
+    assert {Path(name).name for name in shown} <= {Path(name).name for name in wrong}
+    assert text.count("<img ") >= 2 * len(shown)  # a network each, or both, were wrong
+    assert text.count("<svg ") == 4 + 2 * 2
+
+
+def test_a_report_without_pictures(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.html"
+    argv = [str(runs[0]), str(runs[1]), "--report", str(report), "--no-pictures"]
+    assert evaluate.main(argv) == 0
+    text = report.read_text("utf-8")
+    assert "<img " not in text
+    assert "Privacy" not in text
+    assert "wrong answers" in text
 
 
 def test_a_folder_of_runs_and_an_unreadable_picture(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from maskcls.evaluation.people import certainty
+from maskcls.evaluation.people import certainty, intervals
+from maskcls.evaluation.scoring import NO_ANSWER
 from maskcls.labels import ATTRIBUTES, MULTI
 
 PEOPLE = [f"person {number}" for number in range(40)]
@@ -49,6 +50,14 @@ def test_people_are_less_sure_than_as_many_pictures_of_one_each() -> None:
     alone = certainty(truth, predicted, [str(number) for number in range(len(truth))]).accuracy
     assert low < accuracy_score(truth, predicted) < high
     assert high - low > 2 * (alone[1] - alone[0])  # about the square root of seven
+
+
+def test_unanswered_pictures_are_wrong() -> None:
+    truth, predicted, people = draw(wrong=0.0)
+    missing = np.array([person in PEOPLE[:20] for person in people])
+    _, (low, high) = intervals(truth, np.where(missing, NO_ANSWER, predicted), people, 18)
+    assert low < 0.5 < high  # half of the people
+    assert 0.2 < high - low < 0.4  # of 40: about four times 0.08
 
 
 def test_all_right_is_certain() -> None:

@@ -21,6 +21,7 @@ from maskcls.evaluation.scoring import (
     read_answers,
     score_answers,
     scores_from_confusion,
+    scores_of_many,
 )
 from maskcls.labels import ATTRIBUTES, MULTI
 
@@ -77,6 +78,18 @@ def test_empty_matrix_scores_nan() -> None:
     assert math.isnan(scores.macro_f1)
     assert math.isnan(scores.accuracy)
     assert scores.f1.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("columns", [6, 7])
+def test_many_matrices_score_as_each_of_them(columns: int) -> None:
+    rng = np.random.default_rng(0)
+    matrices = rng.integers(0, 5, (50, 6, columns)) * (rng.random((50, 6, columns)) < 0.2)
+    matrices = matrices[matrices.sum(axis=(1, 2)) > 0]
+    each = [scores_from_confusion(matrix) for matrix in matrices]
+    assert any(not scores.occurs.all() for scores in each)
+    macro_f1, accuracy = scores_of_many(matrices)
+    np.testing.assert_allclose(macro_f1, [scores.macro_f1 for scores in each], rtol=1e-14)
+    np.testing.assert_allclose(accuracy, [scores.accuracy for scores in each], rtol=1e-14)
 
 
 def test_confusion_matrix_rejects_labels_that_do_not_fit() -> None:

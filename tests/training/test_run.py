@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import random
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from torch import nn
 from maskcls import models
 from maskcls.checkpoints import file_digest, read_checkpoint
 from maskcls.config import CRITERION_NAMES, OPTIMIZER_NAMES, TrainConfig, read_yaml, resolve
+from maskcls.data.loaders import validation_loader
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.targets import auxiliary_sizes
@@ -32,6 +35,7 @@ from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
 from maskcls.models import load_model
 from maskcls.training import RunResult, handlers, increment_path, run, train
+from maskcls.training.engines import resolve_precision
 
 DataDir = Callable[..., Path]
 SMALL = {
@@ -106,8 +110,8 @@ def test_what_a_training_leaves(data: Path, done: RunResult) -> None:
     kept = {
         f"{name}{end}" for name in ("last", "last.prev", "best") for end in (".pt", ".pt.sha256")
     }
-    assert kept | {"config.yaml", "split.csv", "metrics.csv"} <= names
-    assert names - kept <= {"config.yaml", "split.csv", "metrics.csv"} | {
+    assert kept | {"config.yaml", "split.csv", "metrics.csv", "report.html"} <= names
+    assert names - kept <= {"config.yaml", "split.csv", "metrics.csv", "report.html"} | {
         "best.prev.pt",
         "best.prev.pt.sha256",
     }
@@ -170,6 +174,55 @@ def test_the_table_says_what_scikit_learn_finds_in_the_best_checkpoint(
                 predicted.append(int(model((image - mean) / std).argmax()))
     expected = metrics.f1_score(truth, predicted, average="macro", zero_division=0)
     assert done.best_score == pytest.approx(expected)
+
+
+def test_the_report_is_of_the_best_network(data: Path, done: RunResult) -> None:
+    text = (done.folder / "report.html").read_text("utf-8")
+    assert f"macro F1<b>{done.best_score:.4f}</b>" in text
+    assert "3 people, 21 pictures" in text
+    assert "base, " in text
+    wrong = re.search(r"(\d+) of (\d+) wrong answers", text)
+    assert wrong
+    rows = rows_of(done.folder / "metrics.csv")
+    best = max(rows, key=lambda row: (float(row["macro_f1"]), int(row["epoch"])))
+    assert int(wrong[2]) == round(21 * (1 - float(best["accuracy"])))
+    assert text.count("<img ") == 2 * int(wrong[1])
+    assert text.count("<svg ") == 3 + 2
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_a_report_that_cannot_be_drawn_does_not_lose_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of\nink")
+
+    monkeypatch.setattr(run, "report_run", fail)
+    said: list[str] = []
+    result = train(config_of(data, tmp_path, epochs=1), said.append)
+    page = result.folder / "report.html"
+    assert said[-1] == f"warning: {page} was not written: RuntimeError: out of ink"
+    assert not page.exists()
+    assert (result.folder / "best.pt").is_file()
+
+
+def test_a_report_leaves_random_numbers_and_the_run_as_they_were(
+    data: Path, done: RunResult
+) -> None:
+    config = TrainConfig.from_dict(read_yaml(done.folder / "config.yaml"))
+    val_loader = validation_loader(run._load_data(config, str).val, config.batch_size * 2)
+    page = (done.folder / "report.html").read_bytes()
+    files = {p: p.read_bytes() for p in done.folder.iterdir() if p.name != "report.html"}
+    (done.folder / "report.html").unlink()
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    cpu = torch.device("cpu")
+    run.report_run(done.folder, config, val_loader, cpu, resolve_precision("fp32", cpu))
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state[1:]  # type: ignore[index]
+    again = (done.folder / "report.html").read_bytes()
+    made = re.compile(rb"Made:</dt><dd>[^<]*")
+    assert made.sub(b"", again) == made.sub(b"", page)
+    assert {p: p.read_bytes() for p in done.folder.iterdir() if p.name != "report.html"} == files
 
 
 def test_tensorboard_reads_scalars_and_pictures(done: RunResult) -> None:

@@ -1,0 +1,94 @@
+"""`report.html` of a training, from its best network and the people who validated it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from maskcls.classifier import BEST, TorchClassifier
+from maskcls.config import TrainConfig
+from maskcls.data.augmentation import BaseAugmentation
+from maskcls.data.datasets import Item, MaskBaseDataset
+from maskcls.data.loaders import Batch
+from maskcls.evaluation.mistakes import describe, worst
+from maskcls.evaluation.report import (
+    REPORT,
+    Answers,
+    Report,
+    Run,
+    beliefs_of,
+    read_history,
+    write_report,
+)
+from maskcls.labels import softmax
+from maskcls.models import predict_logits
+from maskcls.training.engines import Precision
+
+
+# A network is made with random weights, and a loader draws a seed.
+@torch.random.fork_rng(devices=())
+def report_run(
+    folder: Path,
+    config: TrainConfig,
+    val_loader: DataLoader[Batch],
+    device: torch.device,
+    precision: Precision,
+) -> None:
+    """Writes the report of a run folder. `val_loader`: the pictures that validated.
+
+    Weights, metrics and the state of random numbers stay as they are.
+
+    Raises:
+        CheckpointError: the best checkpoint cannot be read.
+        OSError: the file cannot be written.
+    """
+    pictures: Subset[Item] = val_loader.dataset  # type: ignore[assignment]
+    dataset: MaskBaseDataset = pictures.dataset  # type: ignore[assignment]
+    task, rows = dataset.task, np.asarray(pictures.indices)
+    engine = TorchClassifier([folder / BEST], device, complete=False)
+    network, tta = engine.network(0)
+    plain = BaseAugmentation(dataset.spec)
+    logits = []
+    for pixels, _, indices in val_loader:
+        images = plain(pixels.to(device), indices.tolist())
+        # In the run's precision and batches, so that the score is the one in metrics.csv.
+        with torch.inference_mode(), precision.autocast():
+            images = images.contiguous(memory_format=torch.channels_last)
+            logits.append(predict_logits(network, images, tta).cpu().numpy())
+    probabilities = softmax(np.concatenate(logits))
+    truth = dataset.labels[rows]
+    chosen = worst(probabilities, truth)
+    paths = [dataset.paths[row] for row in rows[chosen]]
+    mistakes = describe(
+        task,
+        [f"{path.parent.name}/{path.name}" for path in paths],
+        truth[chosen],
+        probabilities[chosen],
+        engine,
+        [dataset.__getitems__(rows[chosen].tolist())[0].numpy()],
+    )
+    answers = Answers(
+        task,
+        truth,
+        probabilities.argmax(axis=1),
+        {name: codes[rows] for name, codes in dataset.attributes.items()},
+        people=[dataset.people[row] for row in rows],
+        races=[dataset.races[row] for row in rows],
+        beliefs=beliefs_of(task, probabilities, truth),
+    )
+    history = read_history(folder / "metrics.csv")
+    run = Run(task.name, config.model, str(folder), config.to_dict(), history)
+    report = Report(
+        f"Training {task.name}/{folder.name}",
+        answers,
+        [run],
+        mistakes=mistakes,
+        notes=[
+            "Scored is the best network on the people who validated the training. They chose the "
+            "epoch, so strangers are scored a little lower."
+        ],
+    )
+    write_report(report, folder / REPORT)
