@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
-from maskcls.models import channels_last, predict_logits, restore_model
+from maskcls.models import Answer, channels_last, restore_model
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
 
@@ -36,12 +36,13 @@ class TorchClassifier:
         opened = [open_checkpoint(path) for path in paths]
         contents = [content for content, _ in opened]
         restored = [restore_model(content, path) for content, path in opened]
-        self._networks = [channels_last(model.to(device)) for model, _ in restored]
+        self._networks = [
+            channels_last(Answer(model, manifest).to(device).eval()) for model, manifest in restored
+        ]
         self._tasks = [manifest.get_task() for _, manifest in restored]
         self.tasks = tuple(task.name for task in self._tasks)
         if complete:
             require_all_attributes(self._tasks, paths)
-        self._tta = [manifest.tta for _, manifest in restored]
         self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
         self.models = tuple(
             ModelFile(task.name, str(path), file_digest(path))
@@ -60,9 +61,9 @@ class TorchClassifier:
             for spec in self.specs
         ]
 
-    def network(self, index: int) -> tuple[nn.Module, str]:
-        """One of the networks, and its test-time augmentation; see `predict_logits`."""
-        return self._networks[index], self._tta[index]
+    def network(self, index: int) -> nn.Module:
+        """One of the networks: normalised float32 (N, 3, H, W) → logits; see `Answer`."""
+        return self._networks[index]
 
     @torch.inference_mode()
     def logits(self, index: int, pixels: np.ndarray) -> np.ndarray:
@@ -70,7 +71,7 @@ class TorchClassifier:
         mean, std = self._norms[index]
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
         normalised = (images.to(torch.float32) - mean) / std
-        answer = predict_logits(self._networks[index], normalised, self._tta[index])
+        answer: Tensor = self._networks[index](normalised)
         return answer.cpu().numpy()
 
     def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:

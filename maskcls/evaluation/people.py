@@ -33,20 +33,30 @@ def certainty(truth: np.ndarray, predicted: np.ndarray, people: Sequence[str]) -
     person's pictures are right or wrong together, so pictures drawn one by one would look surer
     than they are.
     """
-    classes = MULTI.num_classes
-    names, whose = np.unique(np.asarray(people), return_inverse=True)
-    cells = np.zeros((len(names), classes, classes), dtype=np.int64)  # a matrix per person
-    np.add.at(cells, (whose, truth, predicted), 1)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    matrices = (drawn @ cells.reshape(len(names), -1)).reshape(DRAWS, classes, classes)
+    matrices = drawn_confusions(truth, predicted, people, MULTI.num_classes, DRAWS)
     scores = [scores_from_confusion(matrix) for matrix in matrices]
     return Certainty(
-        people=len(names),
+        people=len(set(people)),
         macro_f1=_interval([score.macro_f1 for score in scores]),
         accuracy=_interval([score.accuracy for score in scores]),
         if_perfect={name: _if_perfect(truth, predicted, name) for name in ATTRIBUTES},
     )
+
+
+def drawn_confusions(
+    truth: np.ndarray, predicted: np.ndarray, people: Sequence[str], classes: int, draws: int
+) -> np.ndarray:
+    """Labels (N,), true and predicted, and whose picture each is (N) → confusion matrices (draws,
+    classes, classes) int64 of as many people, drawn anew with replacement. The same people are
+    drawn every time, whatever was predicted."""
+    names, whose = np.unique(np.asarray(people), return_inverse=True)
+    cells = np.zeros((len(names), classes, classes))  # a matrix per person
+    np.add.at(cells, (whose, truth, predicted), 1)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    # Whole numbers in float64: exact, and multiplied many times faster than integers.
+    matrices = drawn.astype(np.float64) @ cells.reshape(len(names), -1)
+    return matrices.reshape(draws, classes, classes).astype(np.int64)
 
 
 def _interval(values: Sequence[float]) -> Interval:

@@ -40,6 +40,7 @@ from maskcls.losses import AuxiliaryLoss, balanced_weights, create_criterion
 from maskcls.manifest import Manifest
 from maskcls.models import channels_last, count_parameters, create_model, model_args
 from maskcls.provenance import fingerprint
+from maskcls.training.calibration import ValidationCalibration, describe
 from maskcls.training.engines import (
     create_evaluator,
     create_trainer,
@@ -181,10 +182,10 @@ class _Session:
         )
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
-        counts = torch.bincount(
+        self.counts = torch.bincount(
             labels[torch.tensor(data.train.indices)], minlength=self.task.num_classes
         )
-        self.class_weights = class_weights(config.class_weights, counts)
+        self.class_weights = class_weights(config.class_weights, self.counts)
 
     def run(
         self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
@@ -262,6 +263,11 @@ class _Session:
             known = known.where(known > 0, 1.0)
         attach_metrics(evaluator, self.task, criterion(known))
         manifest = self._manifest(config)
+        calibration = (
+            ValidationCalibration(config.calibration, self.counts.numpy(), data.dataset.people)
+            if config.calibration != "none"
+            else None
+        )
         interruption = Interruption()
         states = setup_handlers(
             trainer,
@@ -277,8 +283,13 @@ class _Session:
             val_loader=val_loader,
             val_pictures=data.val,
             folder=folder,
+            calibration=calibration,
             extra=lambda metrics: {
-                "manifest": dataclasses.replace(manifest, metrics=metrics).to_json(),
+                "manifest": dataclasses.replace(
+                    manifest,
+                    metrics=metrics,
+                    calibration=calibration.found if calibration is not None else None,
+                ).to_json(),
                 "seen": _fingerprints(data),
             },
             interruption=interruption,
@@ -299,6 +310,9 @@ class _Session:
             if (folder / "last.pt").is_file():
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
+        if calibration is not None:
+            best = read_checkpoint(folder / "best.pt")["manifest"]
+            self.say(f"{config.task}: {describe(Manifest.from_json(best))}")
         return _result(
             {name: state.state_dict() for name, state in states.items()},
             folder,
