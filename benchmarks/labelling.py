@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))  # this clone, installed or not
 
 from benchmarks.shared import process_bytes, require_positive, write_figures
 from maskcls.commands._run import guarded
-from maskcls.commands.doctor import usable_cores
 from maskcls.errors import DataError
+from maskcls.runtime.engines import usable_cores
 
 
 def build_parser() -> argparse.ArgumentParser:

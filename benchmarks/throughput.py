@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 
 from benchmarks.shared import PEER_NAMES, peak_bytes, processor, require_positive, write_figures
 from maskcls.commands._run import guarded
-from maskcls.commands.doctor import usable_cores
 from maskcls.errors import ConfigError, DataError, MaskclsError
+from maskcls.runtime.engines import usable_cores
 
 GROUPS = ("bound", "maskcls", "original", "timm", "torchvision")
 
@@ -52,6 +52,7 @@ class Job:
     batch_size: int
     workers: int
     device: str
+    lanes: int
 
     @property
     def name(self) -> str:
@@ -168,6 +169,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 "way": job.name,
                 "group": job.group,
                 "precision": job.precision,
+                "lanes": job.lanes,
                 "images_per_s": statistics.median(pictures / run["seconds"] for run in row),
                 "images_per_s_all": [pictures / run["seconds"] for run in row],
                 "peak_mb": max(run["peak"] for run in row) / 1e6 or None,
@@ -179,9 +181,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def list_jobs(args: argparse.Namespace, checkpoints: tuple[str, ...], scratch: Path) -> list[Job]:
     """The ways that were asked for, the slowest usual one first."""
+    from maskcls.runtime.engines import FusedEngine
     from maskcls.runtime.session import read_onnx
+    from maskcls.runtime.sources import list_pictures
+    from maskcls.runtime.tuning import fastest_lanes
 
-    def job(group: str, precision: str, onnx: str = "") -> Job:
+    sources = list_pictures(args.images)
+
+    def job(group: str, precision: str, onnx: str = "", lanes: int = 1) -> Job:
         return Job(
             group,
             precision,
@@ -192,6 +199,7 @@ def list_jobs(args: argparse.Namespace, checkpoints: tuple[str, ...], scratch: P
             args.batch_size,
             args.workers,
             args.device,
+            lanes,
         )
 
     half = "fp16" if args.device == "cuda" else "bf16"
@@ -202,7 +210,11 @@ def list_jobs(args: argparse.Namespace, checkpoints: tuple[str, ...], scratch: P
     for folder in args.onnx:
         file = folder / "maskcls.onnx"
         precision = read_onnx(file).manifest.precision
-        jobs += [job(group, precision, str(file)) for group in ("maskcls", "bound")
+        lanes = 1  # or what a job of many pictures finds out for itself
+        if args.device == "cpu":
+            engine = FusedEngine(file, args.device)
+            lanes = fastest_lanes(engine, sources, args.batch_size, args.workers)
+        jobs += [job(group, precision, str(file), lanes) for group in ("maskcls", "bound")
                  if group in args.ways]  # fmt: skip
     return jobs
 
@@ -248,17 +260,23 @@ Run = Callable[[], list[int]]
 
 
 def bound(job: Job) -> Run:
-    """The bare session on arrays in memory."""
+    """The bare session on arrays in memory, used as labelling uses it."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from maskcls.runtime.engines import FusedEngine
     from maskcls.runtime.labelling import decoded_batches, predict
     from maskcls.runtime.sources import list_pictures
 
-    engine = FusedEngine(Path(job.onnx), job.device)
+    engine = FusedEngine(Path(job.onnx), job.device, job.lanes)
     sources = list_pictures(Path(job.images))
     batches = list(decoded_batches(engine.specs, sources, job.batch_size, job.workers, None))
-    return lambda: [
-        label for batch in batches for label in predict(engine, batch).argmax(axis=1).tolist()
-    ]
+    pool = ThreadPoolExecutor(job.lanes)
+
+    def run() -> list[int]:
+        answers = pool.map(lambda batch: predict(engine, batch).argmax(axis=1), batches)
+        return [int(label) for answer in answers for label in answer]
+
+    return run
 
 
 def ours(job: Job) -> Run:
@@ -267,7 +285,7 @@ def ours(job: Job) -> Run:
     from maskcls.runtime.engines import FusedEngine
     from maskcls.runtime.sources import list_pictures
 
-    engine = FusedEngine(Path(job.onnx), job.device)
+    engine = FusedEngine(Path(job.onnx), job.device, job.lanes)
     sources = list_pictures(Path(job.images))
 
     def run() -> list[int]:

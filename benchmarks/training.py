@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 
 from benchmarks.shared import PEER_NAMES, peak_bytes, processor, require_positive, write_figures
 from maskcls.commands._run import guarded
-from maskcls.commands.doctor import usable_cores
 from maskcls.errors import ConfigError, DataError, MaskclsError
+from maskcls.runtime.engines import usable_cores
 
 WAYS = {"maskcls": "maskcls", "original": "original's way", "timm": "timm, its best flags"}
 TASK = "mask_gender"

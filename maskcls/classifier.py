@@ -33,6 +33,7 @@ class TorchClassifier:
     ) -> None:
         self._device = device
         self.provider = device.type
+        self.lanes = 1
         opened = [open_checkpoint(path) for path in paths]
         contents = [content for content, _ in opened]
         restored = [restore_model(content, path) for content, path in opened]

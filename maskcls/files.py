@@ -49,6 +49,13 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         temporary.write_bytes(content)
 
 
+def cache_folder(option: str) -> Path:
+    """The folder that `--cache` names; `auto` is the user's cache folder."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("maskcls") if option == "auto" else option)
+
+
 def write_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
     """Rows of a CSV table; lines end with a newline alone."""
     plain = csv.writer(file, lineterminator="\n")

@@ -25,6 +25,8 @@ from maskcls.manifest import Manifest
 
 _CLASSIFIERS = ("fc", "_fc", "classifier.6")
 """Where the networks keep their last linear layer."""
+SCRATCH_MOMENTUM = 0.1
+"""Of running batch statistics, at least, where they begin at nothing: PyTorch's default."""
 
 
 class _EfficientNet(EfficientNet):  # type: ignore[misc]  # the package has no types
@@ -325,6 +327,18 @@ class Answer(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """Trainable values."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def shorten_memory(model: nn.Module) -> None:
+    """Batch statistics of a network that starts at random, in place: a momentum of 0.1 or more.
+
+    efficientnet_pytorch's is 0.01. Its variances are tiny beside the 1 that running ones begin at,
+    of which 4 % are left after 315 steps: the network learns, and in evaluation it answers its
+    bias until a thousand steps are done.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+            module.momentum = max(module.momentum, SCRATCH_MOMENTUM)
 
 
 def channels_last(model: nn.Module) -> nn.Module:

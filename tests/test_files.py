@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskcls.files import locked, replacing, write_atomic, write_rows
+from maskcls.files import cache_folder, locked, replacing, write_atomic, write_rows
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 
@@ -233,3 +233,8 @@ def test_rows_are_plain_where_they_can_be() -> None:
     text = io.StringIO()
     write_rows(text, [("ImageID", "ans"), ("a,b.jpg", 3), ("c\rd.jpg", 4)])
     assert text.getvalue() == 'ImageID,ans\n"a,b.jpg",3\n"c\rd.jpg","4"\n'
+
+
+def test_cache_folder() -> None:
+    assert cache_folder("here/there") == Path("here/there")
+    assert cache_folder("auto").name == "maskcls"

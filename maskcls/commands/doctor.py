@@ -6,7 +6,6 @@ python cli/doctor.py
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -47,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 where pictures can be labelled, else 1."""
     build_parser().parse_args(argv)
     print(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    from maskcls.runtime.engines import usable_cores
+
     print(f"cores: {usable_cores()}")
     print("\npackages")
     for package in PACKAGES:
@@ -62,11 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\npytorch devices")
     torch_works = _torch()
     return 0 if usable or torch_works else 1
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import platformdirs
 from tqdm import tqdm
 
 from maskcls.errors import DataError, PictureError
@@ -37,11 +36,6 @@ class PixelCache:
     pixels: np.ndarray  # uint8 (N, height, width, 3), memory-mapped, read-only
     digests: tuple[str, ...]  # content of each picture; "" where it could not be read
     errors: dict[int, str]  # index → why the picture has no pixels
-
-
-def cache_folder(option: str) -> Path:
-    """The folder that `--cache` names; `auto` is the user's cache folder."""
-    return Path(platformdirs.user_cache_dir("maskcls") if option == "auto" else option)
 
 
 def open_cache(

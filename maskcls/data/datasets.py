@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from maskcls.data.cache import cache_folder, open_cache
+from maskcls.data.cache import open_cache
 from maskcls.data.fixes import Fix, apply_fixes
 from maskcls.data.profiles import Profile, read_all_profiles
 from maskcls.data.splits import Split, split_people, split_table
 from maskcls.errors import DataError, PictureError
+from maskcls.files import cache_folder
 from maskcls.images import read_image
 from maskcls.labels import MULTI, TASKS, Task
 from maskcls.preprocessing import PreprocessSpec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,10 @@ class Engine(Protocol):
     def provider(self) -> str:
         """What computes: an execution provider of onnxruntime, or PyTorch's device."""
 
+    @property
+    def lanes(self) -> int:
+        """How many batches it should be given at once, each by a thread of its own."""
+
     def predict(self, pixels: Sequence[Any]) -> np.ndarray:
         """Per spec uint8 (N, H, W, 3), or for None a list of N arrays (H, W, 3) of any sizes →
         probabilities of the 18 classes, float32 (N, 18)."""
@@ -48,7 +53,7 @@ class FusedEngine:
         ProviderError: the provider cannot be had.
     """
 
-    def __init__(self, path: Path, provider: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, path: Path, provider: str = "auto", lanes: int = 1) -> None:
         file = read_onnx(path)
         if file.manifest.kind != "fused":
             raise CheckpointError(
@@ -62,8 +67,9 @@ class FusedEngine:
         )
         self.models = (ModelFile("fused", str(path), file.sha256),)
         self.trained_on = file.trained_on
-        self._session = open_session(file.content, path, provider, threads)
+        self._session = open_session(file.content, path, provider, threads_per_lane(lanes))
         self.provider: str = self._session.get_providers()[0]
+        self.lanes = lanes
 
     def predict(self, pixels: Sequence[Any]) -> np.ndarray:
         [pictures] = pixels
@@ -86,9 +92,7 @@ class NetworksEngine:
         ProviderError: the provider cannot be had.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], provider: str = "auto", threads: int | None = None
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], provider: str = "auto", lanes: int = 1) -> None:
         files = [read_onnx(path) for path in paths]
         for file in files:
             if file.manifest.kind == "fused":
@@ -104,8 +108,10 @@ class NetworksEngine:
         )
         seen = [file.trained_on for file in files]
         self.trained_on = None if None in seen else frozenset().union(*(s for s in seen if s))
+        threads = threads_per_lane(lanes)
         self._sessions = [open_session(f.content, f.path, provider, threads) for f in files]
         self.provider: str = self._sessions[0].get_providers()[0]
+        self.lanes = lanes
 
     def predict(self, pixels: Sequence[Any]) -> np.ndarray:
         parts = {}
@@ -118,9 +124,22 @@ class NetworksEngine:
 
 
 def open_onnx(
-    paths: Sequence[Path], provider: str = "auto", threads: int | None = None
+    paths: Sequence[Path], provider: str = "auto", lanes: int = 1
 ) -> FusedEngine | NetworksEngine:
-    """One fused file, or single networks that together answer everything."""
+    """One fused file, or single networks that together answer everything.
+
+    `lanes`: batches at once, each on its part of the CPU's cores; the answers are the same.
+    """
     if len(paths) == 1 and read_onnx(paths[0]).manifest.kind == "fused":
-        return FusedEngine(paths[0], provider, threads)
-    return NetworksEngine(paths, provider, threads)
+        return FusedEngine(paths[0], provider, lanes)
+    return NetworksEngine(paths, provider, lanes)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_per_lane(lanes: int) -> int | None:
+    """Of one operator; None leaves it to onnxruntime."""
+    return None if lanes == 1 else max(1, usable_cores() // lanes)

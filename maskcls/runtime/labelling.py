@@ -140,9 +140,10 @@ def _label_rest(
     known = engine.trained_on
     rows: list[dict[str, object]] = []
     with tqdm(total=len(sources), initial=start, desc="labelling", unit="img", disable=None) as bar:
-        for batch in decoded_batches(engine.specs, sources[start:], batch_size, workers, known):
-            good = [picture for picture in batch if not picture.error]
-            answers = iter(_answer(engine, good, probabilities))
+        for batch, predicted in answered_batches(
+            engine, sources[start:], batch_size, workers, known
+        ):
+            answers = iter(_rows(predicted, probabilities))
             for picture in batch:
                 if picture.error and strict:
                     raise PictureError(picture.error)
@@ -177,29 +178,71 @@ def decoded_batches(
 ) -> Iterator[list[Decoded]]:
     """Batches in order; the next ones are decoded while the caller works on the present one, and
     never more than three are in memory."""
-
-    def load(source: Source) -> Decoded:
-        try:
-            content = read_bytes(source.path)
-            image = decode(content, source.path)
-        except PictureError as error:
-            return Decoded(source, (), False, str(error))
-        person = fingerprint(unicodedata.normalize("NFC", source.path.parent.name))
-        seen = bool(known and (person in known or fingerprint(content_digest(content)) in known))
-        return Decoded(source, prepare(image, specs), seen)
-
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[list[Future[Decoded]]] = []
         try:
             for start in range(0, len(sources), batch_size):
                 part = sources[start : start + batch_size]
-                waiting.append([pool.submit(load, source) for source in part])
+                waiting.append([pool.submit(load, source, specs, known) for source in part])
                 if len(waiting) == 3:
                     yield [future.result() for future in waiting.pop(0)]
             while waiting:
                 yield [future.result() for future in waiting.pop(0)]
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def answered_batches(
+    engine: Engine,
+    sources: Sequence[Source],
+    batch_size: int,
+    workers: int,
+    known: frozenset[int] | None = None,
+) -> Iterator[tuple[list[Decoded], np.ndarray]]:
+    """Batches in order, each with the probabilities (N, 18) of its N pictures without an error.
+
+    An engine with several lanes is given so many batches at once, each decoded by the thread that
+    waits for its answers; one with a single lane, batches that `workers` threads have decoded.
+    """
+    if engine.lanes == 1:
+        for batch in decoded_batches(engine.specs, sources, batch_size, workers, known):
+            yield batch, _predict_good(engine, batch)
+        return
+
+    def work(part: Sequence[Source]) -> tuple[list[Decoded], np.ndarray]:
+        batch = [load(source, engine.specs, known) for source in part]
+        return batch, _predict_good(engine, batch)
+
+    with ThreadPoolExecutor(engine.lanes) as pool:
+        waiting: list[Future[tuple[list[Decoded], np.ndarray]]] = []
+        try:
+            for start in range(0, len(sources), batch_size):
+                waiting.append(pool.submit(work, sources[start : start + batch_size]))
+                if len(waiting) > 2 * engine.lanes:  # a slow batch leaves no lane without work
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def load(
+    source: Source, specs: Sequence[PreprocessSpec | None], known: frozenset[int] | None
+) -> Decoded:
+    """One picture for an engine of these specs; `known`: fingerprints that count as seen."""
+    try:
+        content = read_bytes(source.path)
+        image = decode(content, source.path)
+    except PictureError as error:
+        return Decoded(source, (), False, str(error))
+    person = fingerprint(unicodedata.normalize("NFC", source.path.parent.name))
+    seen = bool(known and (person in known or fingerprint(content_digest(content)) in known))
+    return Decoded(source, prepare(image, specs), seen)
+
+
+def _predict_good(engine: Engine, batch: Sequence[Decoded]) -> np.ndarray:
+    good = [picture for picture in batch if not picture.error]
+    return predict(engine, good) if good else np.empty((0, MULTI.num_classes), dtype=np.float32)
 
 
 def prepare(image: Image.Image, specs: Sequence[PreprocessSpec | None]) -> tuple[np.ndarray, ...]:
@@ -225,13 +268,8 @@ def predict(engine: Engine, pictures: Sequence[Decoded]) -> np.ndarray:
     )
 
 
-def _answer(
-    engine: Engine, pictures: Sequence[Decoded], probabilities: bool
-) -> Iterable[dict[str, object]]:
-    """A row per picture, without its name."""
-    if not pictures:
-        return
-    predicted = predict(engine, pictures)
+def _rows(predicted: np.ndarray, probabilities: bool) -> Iterable[dict[str, object]]:
+    """Probabilities (N, 18) → a row per picture, without its name."""
     marginals = MULTI.marginals(predicted) if probabilities else {}
     for index, label in enumerate(predicted.argmax(axis=1)):
         row: dict[str, object] = {"ans": int(label)}

@@ -38,7 +38,13 @@ from maskcls.files import locked, write_atomic
 from maskcls.labels import get_task
 from maskcls.losses import AuxiliaryLoss, balanced_weights, create_criterion
 from maskcls.manifest import Manifest
-from maskcls.models import channels_last, count_parameters, create_model, model_args
+from maskcls.models import (
+    channels_last,
+    count_parameters,
+    create_model,
+    model_args,
+    shorten_memory,
+)
 from maskcls.provenance import fingerprint
 from maskcls.training.calibration import ValidationCalibration, describe
 from maskcls.training.engines import (
@@ -180,6 +186,8 @@ class _Session:
         model = create_model(
             config.model, self.task.num_classes, size, self.steps, sum(self.beside)
         )
+        if config.weights == "none":
+            shorten_memory(model)
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
         self.counts = torch.bincount(

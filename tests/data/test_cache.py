@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from maskcls.data import cache
-from maskcls.data.cache import PixelCache, cache_folder, open_cache
+from maskcls.data.cache import PixelCache, open_cache
 from maskcls.errors import DataError
 from maskcls.images import content_digest, read_image
 from maskcls.preprocessing import PreprocessSpec
@@ -287,8 +287,3 @@ def test_two_processes_at_once_agree(paths: list[Path], folder: Path) -> None:
     assert said.count("decoding 7 pictures") == 1  # the other one waited, or came later
     assert_right(build(paths, folder), paths)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
-
-
-def test_cache_folder() -> None:
-    assert cache_folder("here/there") == Path("here/there")
-    assert cache_folder("auto").name == "maskcls"

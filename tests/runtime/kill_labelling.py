@@ -1,6 +1,6 @@
 """Labels a folder in forked children that are killed on the way, until one comes to the end.
 
-    python tests/runtime/kill_labelling.py FOLDER OUT KILLS
+    python tests/runtime/kill_labelling.py FOLDER OUT KILLS LANES
 
 Child n is killed by SIGKILL when it does something, such as a rename, for the m-th time; n and m
 run through all that a job does. Prints how many were killed.
@@ -33,6 +33,7 @@ class MeanColour:
     models = (ModelFile("multi", "a.pt", "0" * 64),)
     specs = (PreprocessSpec(32, 32),)
     trained_on = None
+    lanes = 1
 
     def predict(self, pixels: Sequence[Any]) -> np.ndarray:
         means = np.asarray(pixels[0]).reshape(len(pixels[0]), -1, 3).mean(axis=1)
@@ -66,6 +67,7 @@ PLACES: tuple[tuple[Any, str], ...] = (
 
 def main() -> None:
     folder, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    MeanColour.lanes = int(sys.argv[4])
     labelling.PART = 2 * BATCH
     killed = 0
     for trial in range(kills + 1):

@@ -13,6 +13,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from maskcls.labels import ATTRIBUTES, MULTI, combine
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile, fingerprint, provenance_path, read_provenance
 from maskcls.runtime import Engine, Source, inference, labelling, list_pictures
+from maskcls.runtime.labelling import answered_batches
 from maskcls.runtime.parts import only_job, parts_path
 
 SPECS = (PreprocessSpec(32, 40), PreprocessSpec(48, 32, (0.5, 0.5)))
@@ -42,8 +45,10 @@ class PixelClassifier:
         self,
         trained_on: frozenset[int] | None = None,
         specs: tuple[PreprocessSpec, ...] = SPECS,
+        lanes: int = 1,
     ) -> None:
         self.trained_on = trained_on
+        self.lanes = lanes
         self.specs = specs
         self.batches: list[int] = []
 
@@ -123,13 +128,13 @@ def test_order_names_and_labels(folder: Path, out: Path) -> None:
     assert text.startswith(b"ImageID,ans\n") and text.endswith(b"\n") and b"\r" not in text
 
 
-def test_batch_size_and_workers_do_not_show(folder: Path, tmp_path: Path) -> None:
+def test_batch_size_workers_and_lanes_do_not_show(folder: Path, tmp_path: Path) -> None:
     sources = list_pictures(folder)
     (folder / "images" / sources[6].image_id).write_bytes(b"bad")
     contents = set()
-    for batch_size, workers in itertools.product((1, 2, 7, COUNT, 1000), (1, 3)):
-        out = tmp_path / f"{batch_size}-{workers}.csv"
-        classifier = PixelClassifier()
+    for batch_size, workers, lanes in itertools.product((1, 2, 7, COUNT, 1000), (1, 3), (1, 3)):
+        out = tmp_path / f"{batch_size}-{workers}-{lanes}.csv"
+        classifier = PixelClassifier(lanes=lanes)
         inference(
             classifier,
             sources,
@@ -143,6 +148,28 @@ def test_batch_size_and_workers_do_not_show(folder: Path, tmp_path: Path) -> Non
         assert max(classifier.batches) <= batch_size
         assert len(classifier.batches) <= -(-COUNT // batch_size)  # it does batch
     assert len(contents) == 1
+
+
+def test_lanes_work_at_once_and_not_ahead_of_their_reader(folder: Path) -> None:
+    """Two batches are in work together, and what nobody has read yet is a few batches."""
+    meeting = threading.Barrier(2, timeout=20)
+    started: list[int] = []
+
+    class Meeting(PixelClassifier):
+        def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+            started.append(len(started))
+            meeting.wait()  # for the other lane
+            return super().predict(pixels)
+
+    sources = list_pictures(folder)[:20]
+    answers = answered_batches(Meeting(lanes=2), sources, 1, 1)
+    first, probabilities = next(answers)
+    time.sleep(0.2)  # for lanes that would go on without a reader
+    assert len(started) <= 6
+    rest = list(answers)
+    labels = [int(p.argmax()) for p in [probabilities, *(found for _, found in rest)]]
+    assert [first[0].source, *(batch[0].source for batch, _ in rest)] == sources
+    assert labels == [expected(source) for source in sources]
 
 
 def test_one_spec_twice(folder: Path, out: Path) -> None:
@@ -322,20 +349,21 @@ def test_pictures_that_vanish_or_change_on_the_way(folder: Path, out: Path) -> N
 
 class Failing(PixelClassifier):
     def predict(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        if len(self.batches) == 2:
+        if len(self.batches) >= 2:
             raise RuntimeError("out of memory")
         return super().predict(pixels)
 
 
 @pytest.mark.parametrize("before", [None, "yesterday's answers"])
+@pytest.mark.parametrize("lanes", [1, 2])
 def test_output_is_untouched_when_labelling_fails(
-    folder: Path, out: Path, before: str | None
+    folder: Path, out: Path, before: str | None, lanes: int
 ) -> None:
     out.parent.mkdir()
     if before:
         out.write_text(before)
     with pytest.raises(RuntimeError, match="out of memory"):
-        inference(Failing(), list_pictures(folder), out, batch_size=4)
+        inference(Failing(lanes=lanes), list_pictures(folder), out, batch_size=4)
     assert [path.read_text() for path in out.parent.iterdir()] == ([before] if before else [])
 
 
@@ -456,8 +484,8 @@ def test_killed_in_twenty_places(tmp_path: Path, suffix: str) -> None:
     (folder / "075.png").write_bytes(b"bad")
     outs = [tmp_path / f"{name}.{suffix}" for name in ("whole", "killed")]
     script = Path(__file__).with_name("kill_labelling.py")
-    for out, kills in zip(outs, (0, 24), strict=True):
-        argv = [sys.executable, str(script), str(folder), str(out), str(kills)]
+    for out, kills, lanes in zip(outs, (0, 24), (1, 2), strict=True):
+        argv = [sys.executable, str(script), str(folder), str(out), str(kills), str(lanes)]
         done = subprocess.run(argv, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         killed = int(done.stdout)

@@ -18,7 +18,9 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+from maskcls import models
 from maskcls.checkpoints import file_digest, read_checkpoint
 from maskcls.config import CRITERION_NAMES, OPTIMIZER_NAMES, TrainConfig, read_yaml, resolve
 from maskcls.data.profiles import read_profiles
@@ -332,6 +334,40 @@ def test_parts_of_a_batch_train_as_the_batch(data: Path, tmp_path: Path) -> None
             rows.append(rows_of(result.folder / "metrics.csv")[-1])
     for key in ("train_loss", "val_loss"):
         assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-4)
+
+
+class SlowStatistics(nn.Module):
+    """Its batch statistics follow as slowly as those of efficientnet_pytorch."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=0.01)
+        self.fc = nn.Linear(3, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.fc(self.norm(images).mean((2, 3)))
+        return answer
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_statistics_that_start_at_nothing_forget_it_soon(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "base", SlowStatistics)
+
+    def variance(**flags: Any) -> torch.Tensor:
+        weights = weights_of(fit(data, tmp_path, ema_decay=0.0, lr=0.0, **flags).folder)
+        return weights["norm.running_var"]
+
+    torch.save(SlowStatistics(6).state_dict(), tmp_path / "start.pt")
+    steps = 2 * math.ceil(9 * 7 / SMALL["batch_size"])
+    slowly = variance(weights=str(tmp_path / "start.pt"))
+    soon = variance()
+    # Of the ones that both begin with, 0.99 and 0.9 to the power of the steps are left; the rest is
+    # the pictures' own.
+    own = (slowly - 0.99**steps) / (1 - 0.99**steps)
+    torch.testing.assert_close(soon, 0.9**steps + (1 - 0.9**steps) * own, rtol=0.1, atol=0)
+    assert ((own - 1).abs() > 0.2).all()  # or nothing was tested
 
 
 @pytest.mark.usefixtures("plain_figures")

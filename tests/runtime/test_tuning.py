@@ -1,0 +1,142 @@
+"""The cores are used as this machine's own measurement says, and no answer depends on it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from maskcls.runtime import Engine, Source, list_pictures, open_onnx, tuning
+from maskcls.runtime.labelling import answered_batches
+from maskcls.runtime.tuning import FILE, lane_choices, tuned
+from tests.runtime.test_session import network
+
+COUNT = 40
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    files = []
+    for task in ("mask_gender", "age"):
+        onnx.save(network(task), tmp_path / f"{task}.onnx")
+        files.append(tmp_path / f"{task}.onnx")
+    return open_onnx(files, "cpu")
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Source]:
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 6, 3), dtype=np.uint8)
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture).resize((30, 40)).save(tmp_path / "photos" / f"{index:02}.png")
+    return list_pictures(tmp_path / "photos")
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "usable_cores", lambda: 4)
+    monkeypatch.setattr(tuning, "MIN_PICTURES", COUNT)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lanes of each measurement, of which two are the fastest."""
+    found: list[int] = []
+
+    def slowly(engine: Engine, *_: object) -> Iterator[None]:
+        found.append(engine.lanes)
+        time.sleep(0.01 if engine.lanes == 2 else 0.05)
+        yield None
+
+    monkeypatch.setattr(tuning, "answered_batches", slowly)
+    return found
+
+
+def ask(engine: Engine, sources: Sequence[Source], folder: Path, batch_size: int = 4) -> Engine:
+    return tuned(engine, sources, batch_size, 1, folder=folder, say=lambda _: None)
+
+
+def test_choices() -> None:
+    assert [lane_choices(cores) for cores in (1, 2, 3, 16)] == [
+        (1,),
+        (1, 2),
+        (1, 2),
+        (1, 2, 4, 8, 16),
+    ]
+
+
+def test_the_fastest_is_taken_and_remembered(
+    engine: Engine, sources: list[Source], tmp_path: Path, measured: list[int]
+) -> None:
+    best = ask(engine, sources, tmp_path)
+    assert best.lanes == 2
+    assert set(measured) == {1, 2, 4}
+    assert best.models == engine.models
+    measured.clear()
+    assert ask(engine, sources, tmp_path).lanes == 2
+    assert ask(engine, sources[:16], tmp_path).lanes == 2  # a small job profits
+    assert ask(engine, sources[:15], tmp_path) is engine  # not enough for two lanes
+    assert measured == []
+    ask(engine, sources, tmp_path, batch_size=5)  # may differ
+    assert set(measured) == {1, 2, 4}
+
+
+def test_a_small_job_is_not_kept_waiting(
+    engine: Engine, sources: list[Source], tmp_path: Path, measured: list[int]
+) -> None:
+    assert ask(engine, sources[:-1], tmp_path) is engine
+    assert measured == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b"[" * 100_000, None])
+def test_a_damaged_memory_is_measured_anew(
+    engine: Engine,
+    sources: list[Source],
+    tmp_path: Path,
+    measured: list[int],
+    content: bytes | None,
+) -> None:
+    memory = tmp_path / FILE
+    ask(engine, sources, tmp_path)
+    if content is None:  # a number that this machine does not know
+        content = json.dumps(dict.fromkeys(json.loads(memory.read_bytes()), 1000)).encode()
+    memory.write_bytes(content)
+    measured.clear()
+    assert ask(engine, sources, tmp_path).lanes == 2
+    assert measured
+
+
+def test_no_memory_is_no_error(
+    engine: Engine, sources: list[Source], tmp_path: Path, measured: list[int]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert ask(engine, sources, tmp_path / "file").lanes == 2
+
+
+def test_other_engines_stay_as_they_are(
+    engine: Engine, sources: list[Source], tmp_path: Path, measured: list[int]
+) -> None:
+    engine.provider = "CUDAExecutionProvider"  # type: ignore[misc]
+    assert ask(engine, sources, tmp_path) is engine
+    assert measured == []
+
+
+def test_a_real_measurement(engine: Engine, sources: list[Source], tmp_path: Path) -> None:
+    assert ask(engine, sources, tmp_path).lanes in (1, 2, 4)
+
+
+def test_answers_do_not_depend_on_lanes(engine: Engine, sources: list[Source]) -> None:
+    answers = []
+    for lanes in (1, 2, 4):
+        one = open_onnx([Path(model.path) for model in engine.models], "cpu", lanes)
+        answers.append(np.concatenate([a for _, a in answered_batches(one, sources, 3, 1)]))
+    assert answers[0].shape == (COUNT, 18)
+    assert np.ptp(answers[0], axis=0).max() > 0.1
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_array_equal(answers[0], answers[2])
