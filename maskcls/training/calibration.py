@@ -20,7 +20,6 @@ from maskcls.evaluation.calibration import (
 )
 from maskcls.manifest import Calibration, Manifest
 
-
 METRICS = (
     "temperature",
     "shift",
