@@ -150,7 +150,7 @@ def load_bench(args: argparse.Namespace, count: int) -> Bench:
             way
             for device in devices
             for way in _torch_ways(
-                task, *classifiers[device].network(index), device, not args.no_compile
+                task, classifiers[device].network(index), device, not args.no_compile
             )
         ]
         for file in files:
@@ -226,7 +226,7 @@ def _pictures(folder: Path | None, count: int) -> list[Any]:
         return [read_image(listed[index % len(listed)].path) for index in range(count)]
 
 
-def _torch_ways(subject: str, model: Any, tta: str, device: str, compiled: bool) -> list[Way]:
+def _torch_ways(subject: str, model: Any, device: str, compiled: bool) -> list[Way]:
     """Normalised float32 (N, 3, H, W) → logits, with mirror images where labelling takes them."""
     import torch
 
@@ -243,25 +243,23 @@ def _torch_ways(subject: str, model: Any, tta: str, device: str, compiled: bool)
                 continue
             for data in ("host", "device") if device == "cuda" else ("host",):
                 # A copy: each way has weights in a memory layout of its own.
-                prepare = _torch_prepare(copy.deepcopy(model), tta, device, dtype, name, data)
+                prepare = _torch_prepare(copy.deepcopy(model), device, dtype, name, data)
                 shown = f"PyTorch {device.upper()} {name}"
                 ways.append(Way(subject, shown, precision, device, data, prepare))
     return ways
 
 
 def _torch_prepare(
-    model: Any, tta: str, device: str, dtype: Any, name: str, data: str
+    model: Any, device: str, dtype: Any, name: str, data: str
 ) -> Callable[[np.ndarray], Prepared]:
     import torch
-
-    from maskcls.models import predict_logits
 
     layout = torch.contiguous_format if name == "eager" else torch.channels_last
     model = model.to(memory_format=layout)
 
     def forward(images: Any) -> Any:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            return predict_logits(model, images, tta)
+            return model(images)
 
     if name == "compiled":
         forward = torch.compile(forward, mode="reduce-overhead" if device == "cuda" else "default")

@@ -13,7 +13,7 @@ from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
 from maskcls.evaluation.gradcam import grad_cam
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
-from maskcls.models import channels_last, predict_logits, restore_model
+from maskcls.models import Answer, channels_last, restore_model
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
 
@@ -38,12 +38,13 @@ class TorchClassifier:
         opened = [open_checkpoint(path) for path in paths]
         contents = [content for content, _ in opened]
         restored = [restore_model(content, path) for content, path in opened]
-        self._networks = [channels_last(model.to(device)) for model, _ in restored]
+        self._networks = [
+            Answer(channels_last(model), manifest).to(device).eval() for model, manifest in restored
+        ]
         self._tasks = [manifest.get_task() for _, manifest in restored]
         self.tasks = tuple(task.name for task in self._tasks)
         if complete:
             require_all_attributes(self._tasks, paths)
-        self._tta = [manifest.tta for _, manifest in restored]
         self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
         self.models = tuple(
             ModelFile(task.name, str(path), file_digest(path))
@@ -62,15 +63,15 @@ class TorchClassifier:
             for spec in self.specs
         ]
 
-    def network(self, index: int) -> tuple[nn.Module, str]:
-        """One of the networks, and its test-time augmentation; see `predict_logits`."""
-        return self._networks[index], self._tta[index]
+    def network(self, index: int) -> nn.Module:
+        """One of the networks: normalised float32 (N, 3, H, W) → logits; see `Answer`."""
+        return self._networks[index]
 
     @torch.inference_mode()
     def logits(self, index: int, pixels: np.ndarray) -> np.ndarray:
         """What one of the networks answers: uint8 (N, H, W, 3) → float32 (N, its classes)."""
-        images = self._normalised(index, pixels)
-        return predict_logits(self._networks[index], images, self._tta[index]).cpu().numpy()
+        answer: Tensor = self._networks[index](self._normalised(index, pixels))
+        return answer.cpu().numpy()
 
     def grad_cam(self, index: int, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Where one of the networks looked for these of its classes (N,): uint8 (N, H, W, 3) →
@@ -80,7 +81,7 @@ class TorchClassifier:
             part = slice(start, start + 8)
             images = self._normalised(index, pixels[part])
             chosen = torch.from_numpy(classes[part]).to(self._device)
-            heat[part] = grad_cam(self._networks[index], images, chosen).cpu().numpy()
+            heat[part] = grad_cam(self._networks[index].model, images, chosen).cpu().numpy()
         return heat
 
     def _normalised(self, index: int, pixels: np.ndarray) -> Tensor:

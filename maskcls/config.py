@@ -48,6 +48,7 @@ SCHEDULE_NAMES = ("cosine", "plateau", "constant")
 PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
 CLASS_WEIGHT_NAMES = ("none", "sqrt", "balanced")
 TTA_NAMES = ("none", "flip")
+CALIBRATION_NAMES = ("none", "temperature", "macro_f1")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
 
 
@@ -93,6 +94,12 @@ class TrainConfig:
         "none",
         "at validation and labelling: average over a picture and its mirror image",
         TTA_NAMES,
+    )
+    calibration: str = _option(
+        "none",
+        "at labelling, fitted on the validation people: temperature of the probabilities; "
+        "macro_f1: and a shift towards rare or frequent classes",
+        CALIBRATION_NAMES,
     )
 
     # loss

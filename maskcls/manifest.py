@@ -5,6 +5,7 @@ it wants to be fed, and where it comes from. A loader needs the file and nothing
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import PurePath
@@ -17,8 +18,28 @@ from maskcls.preprocessing import PreprocessSpec
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """What an ONNX file may compute in."""
-FORMAT = 1
-"""Raised when a file of this version could no longer be read by an older `maskcls`."""
+FORMAT = 2
+"""The newest that this version reads. A file has the oldest that says all that is in it: a version
+that would leave some of it out refuses the file."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a network's logits (N, C) go through when it labels: `logits / temperature + bias`."""
+
+    temperature: float
+    bias: tuple[float, ...]  # one per class
+
+    def __post_init__(self) -> None:
+        numbers = (self.temperature, *self.bias)
+        if (
+            not all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+            or self.temperature <= 0
+        ):
+            raise CheckpointError(
+                f"manifest: a calibration of temperature {self.temperature!r} and bias "
+                f"{list(self.bias)}; it needs finite numbers, the temperature above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,7 @@ class Manifest:
     git_revision: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    format: int = FORMAT
+    calibration: Calibration | None = None  # None: logits stay as they are
 
     def __post_init__(self) -> None:
         if self.task not in TASKS or self.class_names != TASKS[self.task].class_names:
@@ -44,10 +65,20 @@ class Manifest:
                 f"manifest: task {self.task!r} with classes {list(self.class_names)} "
                 "is not one that this version knows"
             )
+        if self.calibration and len(self.calibration.bias) != len(self.class_names):
+            raise CheckpointError(
+                f"manifest: a calibration of {len(self.calibration.bias)} classes for "
+                f"{len(self.class_names)}"
+            )
 
     def get_task(self) -> Task:
         """The entry of the task table."""
         return TASKS[self.task]
+
+    @property
+    def format(self) -> int:
+        """See `FORMAT`: 2 brought calibrations."""
+        return 1 if self.calibration is None else 2
 
     @property
     def tta(self) -> str:
@@ -72,7 +103,10 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self) | {"preprocess": self.preprocess.to_dict()}
+        values = asdict(self) | {"preprocess": self.preprocess.to_dict(), "format": self.format}
+        if self.calibration is None:  # a key that an older version does not know
+            del values["calibration"]
+        return values
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -83,14 +117,17 @@ class Manifest:
         """
         try:
             values = json.loads(text)
-            if values["format"] > FORMAT:
+            if (found := values.pop("format")) > FORMAT:
                 raise CheckpointError(
-                    f"manifest format {values['format']}: this version of maskcls reads up to "
+                    f"manifest format {found}: this version of maskcls reads up to "
                     f"{FORMAT}; install a newer one"
                 )
             values["preprocess"] = PreprocessSpec.from_dict(values["preprocess"])
             values["class_names"] = tuple(values["class_names"])
             values["fixes"] = tuple(values["fixes"])
+            if (calibration := values.get("calibration")) is not None:
+                bias = tuple(calibration["bias"])
+                values["calibration"] = Calibration(**calibration | {"bias": bias})
             return cls(**values)
         except CheckpointError:
             raise
@@ -139,7 +176,7 @@ class OnnxManifest:
         values = {
             **{item.name: getattr(self, item.name) for item in fields(self)},
             "networks": [network.to_dict() for network in self.networks],
-            "format": FORMAT,
+            "format": max(network.format for network in self.networks),
         }
         return json.dumps(values, sort_keys=True, ensure_ascii=False)
 

@@ -288,7 +288,7 @@ def _is_classifier(key: str) -> bool:
 
 
 def predict_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
-    """What a trained network answers, at validation and at labelling: float32 (N, C).
+    """What a trained network answers, as it learnt to: float32 (N, C). See `Answer` for labelling.
 
     `tta`: `none`, or `flip`, the average of the probabilities for a picture and its mirror image,
     given as its logarithm. images: normalised (N, 3, H, W).
@@ -299,6 +299,29 @@ def predict_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
     mirrored = model(images.flip(3)).float()
     both = torch.stack([logits.log_softmax(dim=1), mirrored.log_softmax(dim=1)])
     return both.logsumexp(dim=0) - math.log(2)
+
+
+class Answer(nn.Module):
+    """A trained network as it labels: what `predict_logits` gives, calibrated as the manifest says.
+
+    PyTorch and the ONNX files both answer this. images: normalised (N, 3, H, W) → logits float32
+    (N, C).
+    """
+
+    bias: Tensor
+
+    def __init__(self, model: nn.Module, manifest: Manifest) -> None:
+        super().__init__()
+        self.model = model
+        self.tta = manifest.tta
+        self.calibrated = manifest.calibration is not None
+        if manifest.calibration is not None:
+            self.temperature = manifest.calibration.temperature
+            self.register_buffer("bias", torch.tensor(manifest.calibration.bias))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = predict_logits(self.model, images, self.tta)
+        return logits / self.temperature + self.bias if self.calibrated else logits
 
 
 def count_parameters(model: nn.Module) -> int:

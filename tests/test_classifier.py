@@ -14,7 +14,7 @@ from maskcls.checkpoints import file_digest, save_checkpoint
 from maskcls.classifier import TorchClassifier, find_checkpoints
 from maskcls.errors import CheckpointError
 from maskcls.labels import ATTRIBUTES, MULTI, TASKS
-from maskcls.manifest import Manifest
+from maskcls.manifest import Calibration, Manifest
 from maskcls.models import create_model, model_args
 from maskcls.preprocessing import PreprocessSpec
 
@@ -26,7 +26,12 @@ SPECS = {
 
 
 def write(
-    path: Path, task: str, name: str = "base", seed: int = 0, seen: list[int] | None = None
+    path: Path,
+    task: str,
+    name: str = "base",
+    seed: int = 0,
+    seen: list[int] | None = None,
+    **more: object,
 ) -> nn.Module:
     """A checkpoint of a small network with random weights; returns the network."""
     spec = SPECS.get(task, SPECS["age"])
@@ -35,7 +40,8 @@ def write(
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight.data *= 20  # answers that are not all alike
-    manifest = Manifest(task, TASKS[task].class_names, spec, name, model_args(name, spec.size))
+    arguments = model_args(name, spec.size)
+    manifest = Manifest(task, TASKS[task].class_names, spec, name, arguments, **more)  # type: ignore[arg-type]
     content = {"manifest": manifest.to_json(), "model": model.state_dict()}
     if seen is not None:
         content["seen"] = torch.tensor(seen, dtype=torch.int64)
@@ -100,6 +106,21 @@ def test_other_sets_of_networks(tmp_path: Path, tasks: list[str]) -> None:
     else:
         for model, task, part in zip(models, tasks, pixels, strict=True):
             np.testing.assert_allclose(answer[task], direct(model, task, part), atol=2e-5)
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+def test_answers_are_calibrated_after_the_average(tmp_path: Path, tta: str) -> None:
+    config = {"config": {"tta": tta}}
+    bias = (0.5, -2.0, 1.0)
+    write(tmp_path / "plain.pt", "age", **config)
+    write(tmp_path / "calibrated.pt", "age", **config, calibration=Calibration(2.5, bias))
+    [pixels] = batches(["age"])
+    plain, changed = (
+        TorchClassifier([tmp_path / f"{name}.pt"], CPU, complete=False).logits(0, pixels)
+        for name in ("plain", "calibrated")
+    )
+    np.testing.assert_allclose(changed, plain / 2.5 + np.array(bias), atol=1e-5)
+    assert (changed.argmax(axis=1) != plain.argmax(axis=1)).any()
 
 
 def test_networks_are_in_evaluation_mode(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from maskcls.errors import CheckpointError
 from maskcls.labels import TASKS
-from maskcls.manifest import FORMAT, Manifest
+from maskcls.manifest import FORMAT, Calibration, Manifest, OnnxManifest
 from maskcls.preprocessing import PreprocessSpec
 
 texts = st.text(max_size=20)
 finite = st.floats(allow_nan=False, allow_infinity=False)
+positive = st.floats(0, exclude_min=True, allow_infinity=False)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
@@ -40,12 +41,20 @@ def manifests(draw: st.DrawFn) -> Manifest:
         git_revision=draw(texts),
         versions=draw(st.dictionaries(texts, texts, max_size=3)),
         metrics=draw(st.dictionaries(texts, finite, max_size=3)),
+        calibration=draw(
+            st.none()
+            | st.builds(Calibration, positive, st.tuples(*[finite] * len(task.class_names)))
+        ),
     )
 
 
 def small() -> Manifest:
     task = TASKS["age"]
     return Manifest("age", task.class_names, PreprocessSpec(), "resnet18", {})
+
+
+def calibrated() -> Manifest:
+    return dataclasses.replace(small(), calibration=Calibration(1.5, (0.25, 0.0, -1.0)))
 
 
 @given(manifests())
@@ -73,6 +82,50 @@ def test_text_is_readable_json() -> None:
 def test_a_newer_format_says_to_install_a_newer_version() -> None:
     values = json.loads(small().to_json()) | {"format": FORMAT + 1, "new_key": 1}
     with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}.*newer"):
+        Manifest.from_json(json.dumps(values))
+
+
+def test_a_file_has_the_oldest_format_that_says_all_that_is_in_it() -> None:
+    """A version that would label without the calibration refuses the file."""
+    plain, other = (json.loads(manifest.to_json()) for manifest in (small(), calibrated()))
+    assert plain["format"] == 1 and "calibration" not in plain  # as before there was any
+    assert other["format"] == 2 == FORMAT
+    assert other["calibration"] == {"temperature": 1.5, "bias": [0.25, 0.0, -1.0]}
+    assert Manifest.from_json(json.dumps(plain)).calibration is None
+    files = [OnnxManifest("network", (m,), ("",), "fp32", 20) for m in (small(), calibrated())]
+    for file, number in zip(files, (1, 2), strict=True):
+        assert json.loads(file.to_json())["format"] == number
+        assert OnnxManifest.from_json(file.to_json()) == file
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": "1"},
+        {"temperature": None},
+        {"temperature": True},
+        {"temperature": float("nan")},
+        {"bias": [0.0, 0.0]},
+        {"bias": [0.0, 0.0, float("inf")]},
+        {"bias": ["0", "0", "0"]},
+        {"bias": None},
+        {"bias": 1.0},
+        {"tau": 1.0},
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_refused(changed: dict[str, object]) -> None:
+    values = json.loads(calibrated().to_json())
+    values["calibration"] |= changed
+    with pytest.raises(CheckpointError, match="manifest"):
+        Manifest.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("value", [[], [1], "no", 3, True, {}])
+def test_no_calibration_at_all_is_refused(value: object) -> None:
+    values = json.loads(calibrated().to_json()) | {"calibration": value}
+    with pytest.raises(CheckpointError):
         Manifest.from_json(json.dumps(values))
 
 
@@ -109,7 +162,8 @@ def test_random_values_raise_nothing_else(value: object) -> None:
 
 @given(
     path=st.sampled_from(
-        [(key,) for key in json.loads(small().to_json())]
+        [(key,) for key in json.loads(calibrated().to_json())]
+        + [("calibration", key) for key in ("temperature", "bias")]
         + [("preprocess", key) for key in PreprocessSpec().to_dict()]
     ),
     value=json_values,
@@ -118,7 +172,7 @@ def test_random_values_raise_nothing_else(value: object) -> None:
 def test_mutated_manifests_raise_nothing_else(
     path: tuple[str, ...], value: object, remove: bool
 ) -> None:
-    values: dict[str, Any] = json.loads(small().to_json())
+    values: dict[str, Any] = json.loads(calibrated().to_json())
     part = values
     for key in path[:-1]:
         part = part[key]

@@ -47,15 +47,25 @@ def intervals(
 ) -> tuple[Interval, Interval]:
     """Those of macro F1 and accuracy; arguments as of `certainty`, for labels 0..num_classes-1.
     A prediction may be `NO_ANSWER`."""
-    names, whose = np.unique(np.asarray(people), return_inverse=True)
-    # A matrix per person; NO_ANSWER, -1, falls into the last column.
-    cells = np.zeros((len(names), num_classes, num_classes + 1), dtype=np.int64)
-    np.add.at(cells, (whose, truth, predicted), 1)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    matrices = (drawn @ cells.reshape(len(names), -1)).reshape(DRAWS, *cells.shape[1:])
+    matrices = drawn_confusions(truth, predicted, people, num_classes, DRAWS)
     macro_f1, accuracy = scores_of_many(matrices)
     return _interval(macro_f1), _interval(accuracy)
+
+
+def drawn_confusions(
+    truth: np.ndarray, predicted: np.ndarray, people: Sequence[str], classes: int, draws: int
+) -> np.ndarray:
+    """Labels (N,), true and predicted, and whose picture each is (N) → confusion matrices (draws,
+    classes, classes + 1) int64 of as many people, drawn anew with replacement. The same people are
+    drawn every time, whatever was predicted. `NO_ANSWER` counts in the last column."""
+    names, whose = np.unique(np.asarray(people), return_inverse=True)
+    cells = np.zeros((len(names), classes, classes + 1))  # a matrix per person
+    np.add.at(cells, (whose, truth, predicted), 1)  # -1, NO_ANSWER, is the last column
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    # Whole numbers in float64: exact, and multiplied many times faster than integers.
+    matrices = drawn.astype(np.float64) @ cells.reshape(len(names), -1)
+    return matrices.reshape(draws, *cells.shape[1:]).astype(np.int64)
 
 
 def _interval(values: np.ndarray) -> Interval:

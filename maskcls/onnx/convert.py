@@ -7,36 +7,24 @@ import warnings
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskcls.errors import ExportError
 from maskcls.manifest import Manifest
-from maskcls.models import predict_logits
+from maskcls.models import Answer
 from maskcls.runtime.session import IMAGES, LOGITS
 
 OPSET = 20
 
 
-class _Answer(nn.Module):
-    """What the network answers at labelling, mirror images included."""
-
-    def __init__(self, model: nn.Module, tta: str) -> None:
-        super().__init__()
-        self.model = model
-        self.tta = tta
-
-    def forward(self, images: Tensor) -> Tensor:
-        return predict_logits(self.model, images, self.tta)
-
-
 def convert(model: nn.Module, manifest: Manifest) -> onnx.ModelProto:
-    """`images` float32 (batch, 3, H, W), normalised → `logits` float32 (batch, classes); the batch
-    is free. Whole in itself, with no path of this machine in it.
+    """`images` float32 (batch, 3, H, W), normalised → `logits` float32 (batch, classes), as
+    `Answer` has them; the batch is free. Whole in itself, with no path of this machine in it.
 
     Raises:
         ExportError: the exporter failed, or wrote another opset than it was asked for.
     """
-    answer = _Answer(model, manifest.tta).cpu().eval()  # train mode exports without a complaint
+    answer = Answer(model, manifest).cpu().eval()  # train mode exports without a complaint
     example = torch.randn(2, 3, *manifest.preprocess.size)
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -14,6 +14,7 @@ from maskcls.onnx.convert import without_traces
 from maskcls.runtime.session import IMAGES
 
 CALIBRATION_BATCH = 16
+WEIGHTED = ("Conv", "Gemm", "MatMul")
 FEW = 4
 """Pictures whose activations are all in memory at once, some 100 MB each of a large network."""
 
@@ -32,7 +33,7 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_int8(proto: onnx.ModelProto, normalised: np.ndarray, spared: int = 0) -> onnx.ModelProto:
-    """Static quantisation, weights per channel; the last layer stays float32.
+    """Static quantisation, weights per channel; the last layer and what follows it stay float32.
 
     normalised: float32 (N, 3, H, W), training pictures that the ranges are measured on. `spared`:
     so many tensors, those that 8 bits hold worst, stay float32 with the layers on either side.
@@ -65,7 +66,7 @@ def to_int8(proto: onnx.ModelProto, normalised: np.ndarray, spared: int = 0) -> 
             use_global_pools(ready)
             onnx.save(ready, prepared)
             nodes = ready.graph.node
-            last = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1:]
+            last = last_layers(ready)
             quantise(last)
             if spared:
                 worst = set(worst_tensors(target, normalised[:FEW])[:spared])
@@ -106,6 +107,18 @@ def worst_tensors(quantised: Path, normalised: np.ndarray) -> list[str]:
         for name, pair in debug.create_activation_matching(found).items()
     }
     return sorted(ratios, key=ratios.__getitem__)
+
+
+def last_layers(proto: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that no layer with weights comes after: the classifier, of the picture and
+    of its mirror image, and all that is done with logits."""
+    names, leading = [], set[str]()  # to a layer with weights
+    for node in reversed(proto.graph.node):  # in the order of computing, says ONNX
+        if last := not leading & {*node.output}:
+            names.append(node.name)
+        if not last or node.op_type in WEIGHTED:
+            leading |= {*node.input}
+    return names
 
 
 def use_global_pools(proto: onnx.ModelProto) -> None:

@@ -27,6 +27,7 @@ from maskcls.data.loaders import Batch, EpochBatches
 from maskcls.evaluation.pictures import confusion_figure
 from maskcls.files import write_atomic
 from maskcls.labels import Task
+from maskcls.training.calibration import ValidationCalibration
 from maskcls.training.figures import grid_image
 from maskcls.training.interruption import Interruption
 from maskcls.training.schedule import Schedule, get_lr
@@ -141,6 +142,7 @@ def setup_handlers(
     val_loader: DataLoader[Batch],
     val_pictures: Subset[Item],
     folder: Path,
+    calibration: ValidationCalibration | None,
     extra: Callable[[Mapping[str, float]], dict[str, Any]],
     interruption: Interruption,
     say: Callable[[str], None],
@@ -200,8 +202,11 @@ def setup_handlers(
     )
     ProgressBar(desc="validation", disable=None).attach(evaluator)
 
-    # --- the end of an evaluation: stop early? the best so far? ---
+    # --- the end of an evaluation: what would calibrate it? stop early? the best so far? ---
 
+    if calibration is not None:
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, calibration.collect)
+        evaluator.add_event_handler(Events.COMPLETED, calibration.fit)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, mistakes.collect)
     states: dict[str, Any] = {
         "model": model,

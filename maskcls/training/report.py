@@ -24,7 +24,6 @@ from maskcls.evaluation.report import (
     write_report,
 )
 from maskcls.labels import softmax
-from maskcls.models import predict_logits
 from maskcls.training.engines import Precision
 
 
@@ -49,15 +48,15 @@ def report_run(
     dataset: MaskBaseDataset = pictures.dataset  # type: ignore[assignment]
     task, rows = dataset.task, np.asarray(pictures.indices)
     engine = TorchClassifier([folder / BEST], device, complete=False)
-    network, tta = engine.network(0)
+    network = engine.network(0)
     plain = BaseAugmentation(dataset.spec)
     logits = []
     for pixels, _, indices in val_loader:
         images = plain(pixels.to(device), indices.tolist())
-        # In the run's precision and batches, so that the score is the one in metrics.csv.
+        # In the run's precision and batches: without a calibration, metrics.csv has the same.
         with torch.inference_mode(), precision.autocast():
             images = images.contiguous(memory_format=torch.channels_last)
-            logits.append(predict_logits(network, images, tta).cpu().numpy())
+            logits.append(network(images).cpu().numpy())
     probabilities = softmax(np.concatenate(logits))
     truth = dataset.labels[rows]
     chosen = worst(probabilities, truth)

@@ -49,6 +49,7 @@ from maskcls.models import (
     shorten_memory,
 )
 from maskcls.provenance import fingerprint
+from maskcls.training.calibration import ValidationCalibration, describe
 from maskcls.training.engines import (
     Precision,
     create_evaluator,
@@ -194,10 +195,10 @@ class _Session:
             shorten_memory(model)
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
-        counts = torch.bincount(
+        self.counts = torch.bincount(
             labels[torch.tensor(data.train.indices)], minlength=self.task.num_classes
         )
-        self.class_weights = class_weights(config.class_weights, counts)
+        self.class_weights = class_weights(config.class_weights, self.counts)
 
     def run(
         self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
@@ -275,6 +276,11 @@ class _Session:
             known = known.where(known > 0, 1.0)
         attach_metrics(evaluator, self.task, criterion(known))
         manifest = self._manifest(config)
+        calibration = (
+            ValidationCalibration(config.calibration, self.counts.numpy(), data.dataset.people)
+            if config.calibration != "none"
+            else None
+        )
         interruption = Interruption()
         states = setup_handlers(
             trainer,
@@ -290,8 +296,13 @@ class _Session:
             val_loader=val_loader,
             val_pictures=data.val,
             folder=folder,
+            calibration=calibration,
             extra=lambda metrics: {
-                "manifest": dataclasses.replace(manifest, metrics=metrics).to_json(),
+                "manifest": dataclasses.replace(
+                    manifest,
+                    metrics=metrics,
+                    calibration=calibration.found if calibration is not None else None,
+                ).to_json(),
                 "seen": _fingerprints(data),
             },
             interruption=interruption,
@@ -312,6 +323,9 @@ class _Session:
             if (folder / "last.pt").is_file():
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
+        if calibration is not None:
+            best = read_checkpoint(folder / "best.pt")["manifest"]
+            self.say(f"{config.task}: {describe(Manifest.from_json(best))}")
         self._report(config, folder, val_loader, precision)
         return _result(
             {name: state.state_dict() for name, state in states.items()},

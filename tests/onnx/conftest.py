@@ -17,7 +17,7 @@ from maskcls.data.splits import split_hash, split_people, split_table
 from maskcls.data.targets import auxiliary_sizes, steps_per_group
 from maskcls.images import content_digest, read_image
 from maskcls.labels import TASKS
-from maskcls.manifest import Manifest
+from maskcls.manifest import Calibration, Manifest
 from maskcls.models import create_model, model_args
 
 MakeRun = Callable[..., Path]
@@ -52,7 +52,14 @@ def make_run(tmp_path: Path, data_dir: Callable[..., Path]) -> MakeRun:
     """`make_run("age", "resnet18", height=48)` → a run folder with a best checkpoint."""
     data = data_dir(12)
 
-    def make(task: str, model: str = "resnet18", *, trained: bool = True, **values: object) -> Path:
+    def make(
+        task: str,
+        model: str = "resnet18",
+        *,
+        trained: bool = True,
+        calibration: Calibration | None = None,
+        **values: object,
+    ) -> Path:
         flags = {"data_dir": (str(data),), "model": model, "weights": "none", "height": 48}
         config = resolve(task, "scratch", flags=flags | {"width": 40, "fold": 0, "folds": 3})
         config = resolve(task, "scratch", flags=config.to_dict() | values)
@@ -84,6 +91,7 @@ def make_run(tmp_path: Path, data_dir: Callable[..., Path]) -> MakeRun:
             model_args(model, spec.size, steps, beside),
             config=config.to_dict(),
             split_hash=split_hash(table),
+            calibration=calibration,
         )
         folder = tmp_path / "runs" / task / "exp"
         folder.mkdir(parents=True, exist_ok=True)

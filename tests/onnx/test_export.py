@@ -32,19 +32,20 @@ from maskcls.config import MODEL_NAMES
 from maskcls.errors import CheckpointError, DataError, ExportError
 from maskcls.images import read_image
 from maskcls.labels import TASKS
-from maskcls.manifest import ONNX_KEY, Manifest, OnnxManifest
+from maskcls.manifest import ONNX_KEY, Calibration, Manifest, OnnxManifest
 from maskcls.models import create_model
 from maskcls.onnx import convert as conversion
 from maskcls.onnx import exporter as exporting
 from maskcls.onnx import fuse as fusing
 from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.exporter import export
-from maskcls.onnx.quantise import to_int8, use_global_pools
+from maskcls.onnx.quantise import last_layers, to_int8, use_global_pools
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime import Classifier, open_onnx
-from maskcls.runtime.session import IMAGES, open_session, read_onnx
+from maskcls.runtime.session import IMAGES, LOGITS, open_session, read_onnx
 
 CPU = torch.device("cpu")
+MakeRun = Callable[..., Path]
 TORCH = ("torch", "torchvision", "ignite", "efficientnet_pytorch")
 SIZES = [(40, 30), (128, 96), (97, 211), (33, 300), (512, 384)]  # height, width
 
@@ -216,6 +217,74 @@ def test_a_fixed_input_size(runs: list[Path], tmp_path: Path) -> None:
         assert all(a.label is not None for a in classifier.predict(pictures(SIZES)))
 
 
+# --- calibration -------------------------------------------------------------------------------
+
+CALIBRATIONS = {
+    "mask_gender": Calibration(0.4, (-0.5, 0.25, 1.0, 0.0, 0.5, -0.25)),
+    "age": Calibration(1.7, (-0.2, 0.1, 0.15)),
+}
+
+
+@pytest.fixture
+def calibrated_runs(make_run: MakeRun) -> list[Path]:
+    """As `runs`, and each with a calibration."""
+    given = {"mask_gender": {"tta": "none"}, "age": {"height": 40, "width": 56}}
+    return [
+        make_run(task, "base", calibration=CALIBRATIONS[task], **values) / "best.pt"
+        for task, values in given.items()
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_calibration_is_in_the_files(
+    calibrated_runs: list[Path], tmp_path: Path, precision: str
+) -> None:
+    out = tmp_path / "onnx"
+    result = export(calibrated_runs, out, precision=precision, max_f1_drop=1.0, say=quiet)
+    allowed = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.2}[precision]
+    reference = TorchClassifier(calibrated_runs, CPU)
+    files = [read_onnx(file) for file in result.files]
+    images = [Image.fromarray(array) for array in pictures([(120, 90)] * 24)]
+    pixels = [np.stack([spec.resize(image) for image in images]) for spec in reference.specs]
+    for index, task in enumerate(reference.tasks):
+        expected = reference.logits(index, pixels[index])
+        session = open_session(files[index].content, result.files[index], "cpu")
+        batch = reference.specs[index].normalise(pixels[index])
+        found = session.run([LOGITS], {IMAGES: batch})[0]
+        np.testing.assert_allclose(found, expected, atol=allowed)
+        # Without the bias this would fail.
+        without = found - np.array(CALIBRATIONS[task].bias, dtype=np.float32)
+        assert np.abs(without - expected).max() > 0.14
+        # Not in steps of 8 bits: what follows the last layer is computed in floats.
+        assert len(np.unique(found)) == found.size or precision == "fp16"
+    assert [network.calibration for network in files[2].manifest.networks] == [
+        CALIBRATIONS[task] for task in reference.tasks
+    ]
+    if precision == "fp32":
+        fused = open_onnx([result.files[2]]).predict([[np.asarray(image) for image in images]])
+        expected = reference.predict(pixels)
+        np.testing.assert_allclose(fused, expected, atol=0.02)  # a level in a few pixels
+        best = np.sort(expected, axis=1)
+        clear = best[:, -1] - best[:, -2] > 0.02
+        assert clear.any()
+        np.testing.assert_array_equal(fused.argmax(axis=1)[clear], expected.argmax(axis=1)[clear])
+
+
+def test_a_file_without_its_calibration_is_caught(
+    calibrated_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = exporting.convert
+
+    def other(model: Any, manifest: Any) -> onnx.ModelProto:
+        bare = Calibration(manifest.calibration.temperature, (0.0,) * len(manifest.class_names))
+        return convert(model, dataclasses.replace(manifest, calibration=bare))
+
+    monkeypatch.setattr(exporting, "convert", other)
+    with pytest.raises(ExportError, match=r"mask_gender: logits differ .*age: logits differ"):
+        export(calibrated_runs, tmp_path / "onnx", say=quiet)
+    assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["parity.json"]
+
+
 # --- smaller arithmetic ------------------------------------------------------------------------
 
 
@@ -295,6 +364,34 @@ def test_int8_stays_in_int8(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     answer = session.run(None, {IMAGES: images})[0]
     np.testing.assert_allclose(answer, expected, atol=0.05 * np.ptp(expected))
     assert capfd.readouterr() == ("", "")  # onnxruntime warns on its own
+
+
+def test_what_is_done_with_logits_is_no_work_for_int8() -> None:
+    """Of a picture and of its mirror image, which are two passes through the network."""
+    names = TASKS["age"].class_names
+    manifest = Manifest(
+        "age",
+        names,
+        PreprocessSpec(40, 32),
+        "base",
+        {},
+        config={"tta": "flip"},
+        calibration=Calibration(2.0, (0.5, 0.0, -0.5)),
+    )
+    proto = convert(Excited(), manifest)
+    found = set(last_layers(proto))
+    kinds = [node.op_type for node in proto.graph.node if node.name in found]
+    assert kinds.count("Gemm") == 2 and {"LogSoftmax", "Div", "Add"} <= set(kinds)
+    assert not {"Conv", "Mul", "Sigmoid", "Flatten", "Reshape"} & set(kinds)
+    every = [node.op_type for node in proto.graph.node]
+    assert every.count("Gemm") == 2 and every.count("Conv") == 4
+    images = np.random.default_rng(0).normal(size=(32, 3, 40, 32)).astype(np.float32)
+    small = to_int8(proto, images)
+    quantised = {value for n in small.graph.node if n.op_type == "DequantizeLinear"
+                 for value in n.output}  # fmt: skip
+    for node in small.graph.node:
+        if node.op_type in ("LogSoftmax", "Div", "Add"):
+            assert not quantised & {*node.input}
 
 
 def test_int8_spares_the_tensors_that_it_holds_worst() -> None:

@@ -35,7 +35,13 @@ Check = Callable[[Path, Path], None]
 STEPS = 4  # of an epoch: 9 people, 63 pictures
 
 CASES: dict[str, dict[str, Any]] = {
-    "ema": {"ema_decay": 0.9, "patience": 3, "mixup": 0.3, "cutmix": 0.3},
+    "ema": {
+        "ema_decay": 0.9,
+        "patience": 3,
+        "mixup": 0.3,
+        "cutmix": 0.3,
+        "calibration": "macro_f1",
+    },
     "plateau": {"schedule": "plateau", "plateau_patience": 0, "ema_decay": 0.0, "lr": 0.0},
     "parts": {"accumulate": 2, "optimizer": "sgd", "criterion": "focal", "clip_norm": 0.0},
     "early": {"patience": 2, "lr": 0.0, "epochs": 9, "augmentation": "CustomAugmentation"},
