@@ -47,6 +47,7 @@ OPTIMIZER_NAMES = ("adamw", "adam", "sgd")
 SCHEDULE_NAMES = ("cosine", "plateau", "constant")
 PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
 CLASS_WEIGHT_NAMES = ("none", "sqrt", "balanced")
+SAMPLING_NAMES = ("none", "sqrt", "balanced")
 TTA_NAMES = ("none", "flip")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
 
@@ -85,6 +86,11 @@ class TrainConfig:
         "BestAugmentation", "augmentation of training batches", AUGMENTATION_NAMES
     )
 
+    sampling: str = _option(
+        "none",
+        "how often a class is drawn: by its pictures, their square root, or as any other",
+        SAMPLING_NAMES,
+    )
     mixup: float = _option(0.0, "share of the training pictures that are blended with another")
     cutmix: float = _option(
         0.0, "share of the training pictures that get the right half of another's face"

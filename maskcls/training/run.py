@@ -226,7 +226,9 @@ class _Session:
             training_criterion = AuxiliaryLoss(
                 training_criterion, (own, *self.beside), config.auxiliary
             )
-        train_loader = training_loader(data.train, config.batch_size, config.seed)
+        train_loader = training_loader(
+            data.train, config.batch_size, config.seed, config.sampling
+        )
         val_loader = validation_loader(data.val, config.batch_size * 2)
         optimizer = create_optimizer(model, config)
         schedule = Schedule(optimizer, config, len(train_loader))

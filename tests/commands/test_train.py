@@ -42,7 +42,7 @@ SMALL = {
     "device": "cpu",
     "precision": "fp32",
 }
-LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix"}
+LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix", "sampling"}
 """Keys of a config that the first version did not have."""
 
 

@@ -227,6 +227,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "ema_decay": 0.9},
     "folds": {"fold": 1, "folds": 4},
     "mixed": {"mixup": 0.5, "cutmix": 0.5, "soften_age": 0.0, "auxiliary": 0.0},
+    "sampled": {"sampling": "balanced", "class_weights": "none"},
     "mixed focal": {"mixup": 1.0, "criterion": "focal:0.5,f1:0.5"},
 }
 
