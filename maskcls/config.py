@@ -95,6 +95,9 @@ class TrainConfig:
     cutmix: float = _option(
         0.0, "share of the training pictures that get the right half of another's face"
     )
+    mix_rare: bool = _option(
+        False, "mixup, cutmix: the other picture is rather of a class with few pictures"
+    )
     tta: str = _option(
         "none",
         "at validation and labelling: average over a picture and its mirror image",

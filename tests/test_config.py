@@ -57,6 +57,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "label_smoothing": numbers(0, 1, exclude_max=True),
     "mixup": numbers(0, 0.5),
     "cutmix": numbers(0, 0.5),
+    "mix_rare": st.booleans(),
     "soften_age": numbers(0, 20),
     "auxiliary": numbers(0, 20),
     "class_weights": st.sampled_from(["none", "sqrt", "balanced"]) | texts,

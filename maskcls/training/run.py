@@ -181,10 +181,10 @@ class _Session:
         )
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
-        counts = torch.bincount(
+        self.counts = torch.bincount(
             labels[torch.tensor(data.train.indices)], minlength=self.task.num_classes
         )
-        self.class_weights = class_weights(config.class_weights, counts)
+        self.class_weights = class_weights(config.class_weights, self.counts)
 
     def run(
         self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
@@ -249,7 +249,7 @@ class _Session:
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
             soft_targets=self._soft_targets(config),
-            mixing=Mixing(config.mixup, config.cutmix, config.seed) if _mixes(config) else None,
+            mixing=self._mixing(config) if _mixes(config) else None,
             say=self.say,
         )
         evaluator = create_evaluator(
@@ -305,6 +305,12 @@ class _Session:
             {name: state.state_dict() for name, state in states.items()},
             folder,
             len(data.dataset.unreadable),
+        )
+
+    def _mixing(self, config: TrainConfig) -> Mixing:
+        rarity = (1 / self.counts.clamp_min(1).double())[torch.from_numpy(self.data.dataset.labels)]
+        return Mixing(
+            config.mixup, config.cutmix, config.seed, rarity.numpy() if config.mix_rare else None
         )
 
     def _soft_targets(self, config: TrainConfig) -> Tensor | None:

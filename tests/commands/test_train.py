@@ -42,7 +42,7 @@ SMALL = {
     "device": "cpu",
     "precision": "fp32",
 }
-LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix", "sampling"}
+LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix", "sampling", "mix_rare"}
 """Keys of a config that the first version did not have."""
 
 

@@ -228,6 +228,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "folds": {"fold": 1, "folds": 4},
     "mixed": {"mixup": 0.5, "cutmix": 0.5, "soften_age": 0.0, "auxiliary": 0.0},
     "sampled": {"sampling": "balanced", "class_weights": "none"},
+    "mixed rare": {"mixup": 0.5, "cutmix": 0.5, "mix_rare": True, "sampling": "sqrt"},
     "mixed focal": {"mixup": 1.0, "criterion": "focal:0.5,f1:0.5"},
 }
 
