@@ -48,6 +48,7 @@ SCHEDULE_NAMES = ("cosine", "plateau", "constant")
 PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
 CLASS_WEIGHT_NAMES = ("none", "sqrt", "balanced")
 SAMPLING_NAMES = ("none", "sqrt", "balanced")
+BORDER_AGE_NAMES = ("keep", "drop", "soften")
 TTA_NAMES = ("none", "flip")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
 
@@ -114,6 +115,12 @@ class TrainConfig:
     label_smoothing: float = _option(0.1, "label_smoothing: share given to the other classes")
     soften_age: float = _option(
         0.0, "age: deviation of a label in years; the network learns exact ages, answers groups"
+    )
+    border_ages: str = _option(
+        "keep",
+        "age, multi: training people in the last years of an age group; leave them out or give a "
+        "part of their label to the next group (soften_age does that for every age)",
+        BORDER_AGE_NAMES,
     )
     auxiliary: float = _option(
         0.0,
@@ -196,6 +203,11 @@ class TrainConfig:
         for name, (holds, expected) in rules.items():
             if not holds:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: must be {expected}")
+        if self.border_ages == "soften" and self.soften_age > 0:
+            raise ConfigError(
+                f"border_ages soften and soften_age {self.soften_age}: two ways to soften the same "
+                "label; set soften_age to 0, or border_ages to keep or drop"
+            )
         if (self.fold is None) != (self.folds is None):
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")
         if self.folds is not None and self.folds < 2:

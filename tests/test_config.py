@@ -91,6 +91,8 @@ def configs(draw: st.DrawFn) -> TrainConfig:
     if draw(st.booleans()):
         values["folds"] = draw(st.integers(2, 10))
         values["fold"] = draw(st.integers(0, values["folds"] - 1))
+    if values["border_ages"] == "soften":
+        values["soften_age"] = 0.0
     return TrainConfig(**values)
 
 
@@ -248,6 +250,14 @@ def test_the_bounds_themselves_are_allowed(field: str, value: object) -> None:
 def test_folds_that_do_not_fit(folds: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="fold"):
         TrainConfig(**folds)  # type: ignore[arg-type]
+
+
+def test_a_label_is_softened_in_one_way() -> None:
+    for ages in ("keep", "drop"):
+        assert TrainConfig(border_ages=ages, soften_age=4.0).soften_age == 4.0
+    assert TrainConfig(border_ages="soften").border_ages == "soften"
+    with pytest.raises(ConfigError, match=r"border_ages soften and soften_age 4\.0: .*to 0, or"):
+        TrainConfig(border_ages="soften", soften_age=4.0)
 
 
 NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + ["focal_alpha"]

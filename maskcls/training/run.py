@@ -13,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.handlers import Checkpoint, EMAHandler
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+from torch.utils.data import Subset
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
@@ -28,8 +30,10 @@ from maskcls.data.mixing import Mixing
 from maskcls.data.splits import Split, encode_table, read_split, split_hash
 from maskcls.data.targets import (
     age_step_shares,
+    at_border,
     auxiliary_sizes,
     auxiliary_targets,
+    border_targets,
     soft_targets,
     steps_per_group,
 )
@@ -155,6 +159,7 @@ class _Data:
     people: Split
     table: str
     fixes: tuple[Fix, ...]
+    left_out: tuple[int, ...]  # pictures of the training side that nothing is learnt from
 
 
 class _Session:
@@ -288,10 +293,16 @@ class _Session:
         )
         if content is not None:
             _restore(states, content, folder)
+        left_out = {data.dataset.people[index] for index in data.left_out}
+        border = (
+            f" ({len(data.left_out)} of {len(left_out)} others left out, at the border of an age "
+            "group)"
+        )
         self.say(
             f"{config.task}: {config.model} ({count_parameters(model) / 1e6:.1f} M parameters), "
             f"{config.height}x{config.width}, {len(data.train)} pictures of "
-            f"{len(data.people.train)} people, validating on {len(data.val)} of "
+            f"{len(data.people.train) - len(left_out)} people{border if left_out else ''}, "
+            f"validating on {len(data.val)} of "
             f"{len(data.people.val)} others; {device.type}, {config.precision} → {folder}"
         )
         try:
@@ -321,6 +332,8 @@ class _Session:
             own = age_step_shares(data.ages, years)
         elif years and "age" in self.task.attributes:
             own = soft_targets(self.task, data.labels, data.ages, years)
+        elif config.border_ages == "soften" and "age" in self.task.attributes:
+            own = border_targets(self.task, data.labels, data.ages)
         if own is None and (self.beside or _mixes(config)):
             own = one_hot(torch.from_numpy(data.labels), self.task.num_classes).float()
         if own is None or not self.beside:
@@ -392,14 +405,22 @@ def _load_data(config: TrainConfig, say: Callable[[str], None]) -> _Data:
     pictures, validation, people = dataset.split(
         val_ratio=config.val_ratio, fold=config.fold, folds=config.folds, seed=config.seed
     )
+    left_out: list[int] = []
+    if config.border_ages == "drop" and "age" in task.attributes:
+        own = np.array(pictures.indices)
+        border = at_border(dataset.ages[own])
+        left_out, pictures = own[border].tolist(), Subset(dataset, own[~border].tolist())
     for name, side in (("training", pictures), ("validation", validation)):
         present = set(dataset.labels[side.indices].tolist())
         absent = [text for label, text in enumerate(task.class_names) if label not in present]
         if absent:
             say(f"warning: no {name} picture is {' or '.join(absent)}")
     if len(pictures) < 2:
-        raise DataError("one readable training picture: a training needs at least 2")
-    return _Data(dataset, pictures, validation, people, dataset.split_table(people), fixes)
+        without = f" that border_ages {config.border_ages} keeps" if left_out else ""
+        count = ("no", "one")[len(pictures)]
+        raise DataError(f"{count} readable training picture{without}: a training needs at least 2")
+    table = dataset.split_table(people)
+    return _Data(dataset, pictures, validation, people, table, fixes, tuple(left_out))
 
 
 def _fingerprints(data: _Data) -> Tensor:

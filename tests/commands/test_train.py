@@ -42,7 +42,7 @@ SMALL = {
     "device": "cpu",
     "precision": "fp32",
 }
-LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix", "sampling", "mix_rare"}
+LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix", "sampling", "mix_rare", "border_ages"}
 """Keys of a config that the first version did not have."""
 
 
