@@ -48,6 +48,7 @@ SCHEDULE_NAMES = ("cosine", "plateau", "constant")
 PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
 CLASS_WEIGHT_NAMES = ("none", "sqrt", "balanced")
 SAMPLING_NAMES = ("none", "sqrt", "balanced")
+AGE_LOSS_NAMES = ("distribution", "ordinal", "expected")
 BORDER_AGE_NAMES = ("keep", "drop", "soften")
 TTA_NAMES = ("none", "flip")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
@@ -115,6 +116,12 @@ class TrainConfig:
     label_smoothing: float = _option(0.1, "label_smoothing: share given to the other classes")
     soften_age: float = _option(
         0.0, "age: deviation of a label in years; the network learns exact ages, answers groups"
+    )
+    age_loss: str = _option(
+        "distribution",
+        "age, with soften_age: the criterion on the distribution over ages; in its place, at or "
+        "above each age or not; or beside it the distance of the expected age",
+        AGE_LOSS_NAMES,
     )
     border_ages: str = _option(
         "keep",
@@ -207,6 +214,11 @@ class TrainConfig:
             raise ConfigError(
                 f"border_ages soften and soften_age {self.soften_age}: two ways to soften the same "
                 "label; set soften_age to 0, or border_ages to keep or drop"
+            )
+        if self.task == "age" and self.age_loss != "distribution" and not self.soften_age:
+            raise ConfigError(
+                f"age_loss {self.age_loss}: needs soften_age above 0, with which ages are learnt; "
+                "without it their groups are"
             )
         if (self.fold is None) != (self.folds is None):
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")

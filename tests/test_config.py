@@ -93,6 +93,8 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         values["fold"] = draw(st.integers(0, values["folds"] - 1))
     if values["border_ages"] == "soften":
         values["soften_age"] = 0.0
+    if values["soften_age"] == 0:
+        values["age_loss"] = "distribution"
     return TrainConfig(**values)
 
 
@@ -258,6 +260,14 @@ def test_a_label_is_softened_in_one_way() -> None:
     assert TrainConfig(border_ages="soften").border_ages == "soften"
     with pytest.raises(ConfigError, match=r"border_ages soften and soften_age 4\.0: .*to 0, or"):
         TrainConfig(border_ages="soften", soften_age=4.0)
+
+
+@pytest.mark.parametrize("loss", ["ordinal", "expected"])
+def test_a_loss_of_ages_needs_ages(loss: str) -> None:
+    assert TrainConfig(task="age", age_loss=loss, soften_age=4.0).age_loss == loss
+    assert TrainConfig(task="mask_gender", age_loss=loss).age_loss == loss  # of --task all
+    with pytest.raises(ConfigError, match=f"age_loss {loss}: needs soften_age above 0"):
+        TrainConfig(task="age", age_loss=loss)
 
 
 NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + ["focal_alpha"]

@@ -54,7 +54,9 @@ class EpochBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.size if self.classes is None else self._draws(self.classes, rng))
+        order = rng.permutation(
+            self.size if self.classes is None else self._draws(self.classes, rng)
+        )
         for part in np.array_split(order, self.batches)[self.start :]:
             yield part.tolist()
 
@@ -84,8 +86,9 @@ class _Drawn(Dataset[Item]):
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         times, own = np.divmod(positions, len(self.pictures))
-        pixels, classes, indices = self.pictures.__getitems__(own.tolist())  # type: ignore[misc]
-        return pixels, classes, indices + torch.from_numpy(times) * len(self.pictures.dataset)  # type: ignore[arg-type]
+        batch: Batch = self.pictures.__getitems__(own.tolist())  # type: ignore[assignment]
+        again = torch.from_numpy(times) * len(self.pictures.dataset)  # type: ignore[arg-type]
+        return batch[0], batch[1], batch[2] + again
 
 
 def training_loader(

@@ -23,8 +23,8 @@ class Mixing:
     bottom, so that both halves stay a face; after Yun et al. 2019, arXiv:1905.04899). Which, and
     how much, is a pure function of (seed, epoch, index), as in `maskcls.data.augmentation`.
 
-    `rarity`: (N,) above 0, how strongly each picture of the data set is drawn as a partner; one over
-    the pictures of its class makes all classes as likely. A batch's indices count modulo N.
+    `rarity`: (N,) above 0, how strongly each picture of the data set is drawn as a partner. One
+    over the pictures of its class makes all classes as likely. Indices count modulo N.
     """
 
     def __init__(

@@ -20,7 +20,8 @@ BORDER_YEARS = 3
 
 def at_border(ages: np.ndarray) -> np.ndarray:
     """Which ages (N,) are in the last `BORDER_YEARS` of a group that has a next one: bool (N,)."""
-    return (_years_to_next(ages) <= BORDER_YEARS).any(axis=1)
+    near: np.ndarray = np.any(_years_to_next(ages) <= BORDER_YEARS, axis=1)
+    return near
 
 
 def _years_to_next(ages: np.ndarray) -> np.ndarray:
@@ -36,8 +37,8 @@ def border_shares(ages: np.ndarray) -> Tensor:
     between two whole years, and less with the distance, down to nothing `BORDER_YEARS` before it.
     All other ages are wholly in their group.
     """
-    given = 0.5 * np.maximum(1 - (_years_to_next(ages) - 0.5) / BORDER_YEARS, 0)  # (N, borders)
-    given = torch.from_numpy(given)
+    distance = torch.from_numpy(_years_to_next(ages)) - 0.5  # (N, borders)
+    given = 0.5 * (1 - distance / BORDER_YEARS).clamp_min(0)
     before = torch.nn.functional.pad(given, (0, 1))
     after = torch.nn.functional.pad(given, (1, 0))
     return (age_group_shares(ages, 0.0).double() - before + after).float()
@@ -47,6 +48,13 @@ def steps_per_group() -> tuple[int, ...]:
     """How many of the steps each age group is made of: the first so many are the first group."""
     groups = np.searchsorted(AGE_BOUNDS, (0, *AGE_STEPS), side="right")
     return tuple(np.bincount(groups).tolist())
+
+
+def step_centres() -> Tensor:
+    """The mean of the whole years of each step, float32 (len(AGE_STEPS) + 1,). The last step has no
+    end; it is taken for as long as the one before."""
+    borders = np.array((0, *AGE_STEPS, 2 * AGE_STEPS[-1] - AGE_STEPS[-2]))
+    return torch.from_numpy((borders[:-1] + borders[1:] - 1) / 2).float()
 
 
 def age_group_shares(ages: np.ndarray, deviation: float) -> Tensor:

@@ -35,12 +35,13 @@ from maskcls.data.targets import (
     auxiliary_targets,
     border_targets,
     soft_targets,
+    step_centres,
     steps_per_group,
 )
 from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
 from maskcls.files import locked, write_atomic
 from maskcls.labels import get_task
-from maskcls.losses import AuxiliaryLoss, balanced_weights, create_criterion
+from maskcls.losses import AuxiliaryLoss, balanced_weights, create_age_criterion, create_criterion
 from maskcls.manifest import Manifest
 from maskcls.models import channels_last, count_parameters, create_model, model_args
 from maskcls.provenance import fingerprint
@@ -226,14 +227,16 @@ class _Session:
         if learnt is not None and self.steps is not None:
             learnt = learnt.repeat_interleave(torch.tensor(self.steps))
         training_criterion = criterion(learnt)
+        if self.steps is not None:
+            training_criterion = create_age_criterion(
+                config.age_loss, training_criterion, step_centres(), learnt
+            ).to(device)
         if self.beside:
             own = sum(self.steps or [1] * self.task.num_classes)
             training_criterion = AuxiliaryLoss(
                 training_criterion, (own, *self.beside), config.auxiliary
             )
-        train_loader = training_loader(
-            data.train, config.batch_size, config.seed, config.sampling
-        )
+        train_loader = training_loader(data.train, config.batch_size, config.seed, config.sampling)
         val_loader = validation_loader(data.val, config.batch_size * 2)
         optimizer = create_optimizer(model, config)
         schedule = Schedule(optimizer, config, len(train_loader))

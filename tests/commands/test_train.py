@@ -42,7 +42,17 @@ SMALL = {
     "device": "cpu",
     "precision": "fp32",
 }
-LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix", "sampling", "mix_rare", "border_ages"}
+LATER = {
+    "soften_age",
+    "auxiliary",
+    "tta",
+    "mixup",
+    "cutmix",
+    "sampling",
+    "mix_rare",
+    "border_ages",
+    "age_loss",
+}
 """Keys of a config that the first version did not have."""
 
 

@@ -20,6 +20,7 @@ from maskcls.data.targets import (
     border_shares,
     border_targets,
     soft_targets,
+    step_centres,
     steps_per_group,
 )
 from maskcls.labels import AGE_BOUNDS, TASKS, AgeLabels
@@ -112,6 +113,19 @@ def test_the_steps_of_a_group_sum_to_its_share(years: list[int], deviation: floa
     assert steps.shape == (len(years), len(AGE_STEPS) + 1)
     groups = torch.stack([part.sum(dim=1) for part in steps.split(steps_per_group(), dim=1)], 1)
     assert torch.allclose(groups, age_group_shares(np.array(years), deviation), atol=1e-6)
+
+
+def test_the_centre_of_a_step_is_the_mean_of_its_years() -> None:
+    steps = age_step_shares(np.arange(90), 0.0)  # a year is in one of them
+    expected = steps.T @ torch.arange(90.0) / steps.sum(dim=0)
+    torch.testing.assert_close(step_centres(), expected)
+
+
+@pytest.mark.parametrize("deviation", [2.0, 4.0, 8.0])
+def test_the_mean_over_the_steps_is_the_age(deviation: float) -> None:
+    years = np.arange(15, 70)
+    mean = age_step_shares(years, deviation) @ step_centres()
+    np.testing.assert_allclose(mean.numpy(), years, atol=1.0)
 
 
 @given(ages)

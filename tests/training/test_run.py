@@ -229,6 +229,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mixed": {"mixup": 0.5, "cutmix": 0.5, "soften_age": 0.0, "auxiliary": 0.0},
     "sampled": {"sampling": "balanced", "class_weights": "none"},
     "border ages": {"task": "multi", "border_ages": "soften", "soften_age": 0.0},
+    "ordinal": {"task": "age", "age_loss": "ordinal", "mixup": 0.5},
+    "expected": {"task": "age", "age_loss": "expected", "auxiliary": 0.5},
     "mixed rare": {"mixup": 0.5, "cutmix": 0.5, "mix_rare": True, "sampling": "sqrt"},
     "mixed focal": {"mixup": 1.0, "criterion": "focal:0.5,f1:0.5"},
 }
@@ -254,9 +256,7 @@ def test_softened_ages_change_what_age_learns_and_nothing_else(data: Path, tmp_p
 
 
 @pytest.mark.usefixtures("plain_figures")
-def test_people_at_a_border_validate_and_do_not_train(
-    data_dir: DataDir, tmp_path: Path
-) -> None:
+def test_people_at_a_border_validate_and_do_not_train(data_dir: DataDir, tmp_path: Path) -> None:
     ages = (20, 27, 28, 29, 30, 45, 57, 59, 60, 22, 40, 26)
     root = data_dir(12, name="border/train", ages=ages).parent
     runs, said = {}, {}
@@ -273,8 +273,8 @@ def test_people_at_a_border_validate_and_do_not_train(
     assert min(border.values()) > 0
     gone, kept = border["train"], 6 - border["train"]
     assert (
-        f"{7 * kept} pictures of {kept} people ({7 * gone} of {gone} others left out, at the border "
-        "of an age group), validating on 42 of 6 others" in said["age", "drop"]
+        f"{7 * kept} pictures of {kept} people ({7 * gone} of {gone} others left out, at the "
+        "border of an age group), validating on 42 of 6 others" in said["age", "drop"]
     )
     assert "left out" not in said["age", "keep"] + said["mask_gender", "drop"]
     tables = {path: (folder / "split.csv").read_bytes() for path, folder in runs.items()}
