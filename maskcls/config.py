@@ -140,6 +140,9 @@ class TrainConfig:
     # optimisation
     optimizer: str = _option("adamw", "optimiser", OPTIMIZER_NAMES)
     lr: float = _option(1e-3, "peak learning rate")
+    layer_decay: float = _option(
+        1.0, "fine-tuning: factor of the learning rate from layer to layer, down from the classifier"
+    )
     weight_decay: float = _option(0.01, "decay of weight matrices; biases and norms have none")
     momentum: float = _option(0.9, "sgd: momentum")
     schedule: str = _option("cosine", "learning rate after the warm-up", SCHEDULE_NAMES)
@@ -190,6 +193,7 @@ class TrainConfig:
             "focal_gamma": (self.focal_gamma >= 0, "0 or more"),
             "focal_alpha": (self.focal_alpha is None or self.focal_alpha > 0, "above 0"),
             "lr": (0 <= self.lr < 100, "from 0 to below 100"),
+            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),

@@ -52,6 +52,7 @@ LATER = {
     "mix_rare",
     "border_ages",
     "age_loss",
+    "layer_decay",
 }
 """Keys of a config that the first version did not have."""
 

@@ -231,6 +231,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "border ages": {"task": "multi", "border_ages": "soften", "soften_age": 0.0},
     "ordinal": {"task": "age", "age_loss": "ordinal", "mixup": 0.5},
     "expected": {"task": "age", "age_loss": "expected", "auxiliary": 0.5},
+    "layers": {"layer_decay": 0.5, "schedule": "plateau"},
     "mixed rare": {"mixup": 0.5, "cutmix": 0.5, "mix_rare": True, "sampling": "sqrt"},
     "mixed focal": {"mixup": 1.0, "criterion": "focal:0.5,f1:0.5"},
 }
