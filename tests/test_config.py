@@ -55,6 +55,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "focal_gamma": numbers(0, 10),
     "focal_alpha": st.none() | numbers(0, 10, exclude_min=True),
     "label_smoothing": numbers(0, 1, exclude_max=True),
+    "rand_operations": st.integers(1, 10),
+    "rand_magnitude": numbers(0, 30),
+    "erasing": st.none() | numbers(0, 1),
     "mixup": numbers(0, 0.5),
     "cutmix": numbers(0, 0.5),
     "mix_rare": st.booleans(),
@@ -174,6 +177,12 @@ OUT_OF_RANGE = [
     ("val_ratio", 0.0),
     ("val_ratio", 1.0),
     ("label_smoothing", -0.1),
+    ("rand_operations", 0),
+    ("rand_operations", 11),
+    ("rand_magnitude", -1.0),
+    ("rand_magnitude", 30.5),
+    ("erasing", -0.1),
+    ("erasing", 1.1),
     ("mixup", -0.1),
     ("mixup", 1.1),
     ("cutmix", -0.1),
@@ -273,7 +282,10 @@ def test_a_loss_of_ages_needs_ages(loss: str) -> None:
         TrainConfig(task="age", age_loss=loss)
 
 
-NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + ["focal_alpha"]
+NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + [
+    "focal_alpha",
+    "erasing",
+]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "nan", "inf", -math.inf])

@@ -53,6 +53,9 @@ LATER = {
     "border_ages",
     "age_loss",
     "layer_decay",
+    "rand_operations",
+    "rand_magnitude",
+    "erasing",
 }
 """Keys of a config that the first version did not have."""
 

@@ -38,7 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
     "ema": {"ema_decay": 0.9, "patience": 3, "mixup": 0.3, "cutmix": 0.3},
     "plateau": {"schedule": "plateau", "plateau_patience": 0, "ema_decay": 0.0, "lr": 0.0},
     "parts": {"accumulate": 2, "optimizer": "sgd", "criterion": "focal", "clip_norm": 0.0},
-    "sampled": {"sampling": "balanced", "layer_decay": 0.8, "soften_age": 4.0},
+    "sampled": {
+        "sampling": "balanced",
+        "augmentation": "RandAugmentation",
+        "layer_decay": 0.8,
+        "soften_age": 4.0,
+    },
     "early": {"patience": 2, "lr": 0.0, "epochs": 9, "augmentation": "CustomAugmentation"},
 }
 

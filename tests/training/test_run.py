@@ -232,6 +232,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ordinal": {"task": "age", "age_loss": "ordinal", "mixup": 0.5},
     "expected": {"task": "age", "age_loss": "expected", "auxiliary": 0.5},
     "layers": {"layer_decay": 0.5, "schedule": "plateau"},
+    "randaugment": {"augmentation": "RandAugmentation", "rand_operations": 3, "erasing": 0.5},
     "mixed rare": {"mixup": 0.5, "cutmix": 0.5, "mix_rare": True, "sampling": "sqrt"},
     "mixed focal": {"mixup": 1.0, "criterion": "focal:0.5,f1:0.5"},
 }
