@@ -39,7 +39,10 @@ AUGMENTATION_NAMES = (
     "AddGaussianNoise",
     "CustomAugmentation",
     "BestAugmentation",
+    "RandAugmentation",
 )
+MAX_MAGNITUDE = 30
+"""The strongest that `RandAugmentation` changes pictures, as in torchvision's `RandAugment`."""
 DEFAULT_CROP = {"CustomAugmentation": (320 / 512, 256 / 384)}
 """Of (height, width): the original's 320x256 of its 512x384 pictures. Others: the whole picture."""
 
@@ -47,6 +50,9 @@ OPTIMIZER_NAMES = ("adamw", "adam", "sgd")
 SCHEDULE_NAMES = ("cosine", "plateau", "constant")
 PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
 CLASS_WEIGHT_NAMES = ("none", "sqrt", "balanced")
+SAMPLING_NAMES = ("none", "sqrt", "balanced")
+AGE_LOSS_NAMES = ("distribution", "ordinal", "expected")
+BORDER_AGE_NAMES = ("keep", "drop", "soften")
 TTA_NAMES = ("none", "flip")
 CALIBRATION_NAMES = ("none", "temperature", "macro_f1")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
@@ -86,9 +92,26 @@ class TrainConfig:
         "BestAugmentation", "augmentation of training batches", AUGMENTATION_NAMES
     )
 
+    rand_operations: int = _option(2, "RandAugmentation: operations on each picture")
+    rand_magnitude: float = _option(
+        9.0, f"RandAugmentation: their strength, from 0 to {MAX_MAGNITUDE}"
+    )
+    erasing: float | None = _option(
+        None,
+        "share of the training pictures that lose a rectangle; default: the augmentation's, which "
+        "is 0.25 of BestAugmentation and 0 of the others",
+    )
+    sampling: str = _option(
+        "none",
+        "how often classes are drawn: as they have pictures, by the square root of that, or evenly",
+        SAMPLING_NAMES,
+    )
     mixup: float = _option(0.0, "share of the training pictures that are blended with another")
     cutmix: float = _option(
         0.0, "share of the training pictures that get the right half of another's face"
+    )
+    mix_rare: bool = _option(
+        False, "mixup, cutmix: the other picture is rather of a class with few pictures"
     )
     tta: str = _option(
         "none",
@@ -113,6 +136,18 @@ class TrainConfig:
     soften_age: float = _option(
         0.0, "age: deviation of a label in years; the network learns exact ages, answers groups"
     )
+    age_loss: str = _option(
+        "distribution",
+        "age, with soften_age: the criterion on the distribution over ages; in its place, at or "
+        "above each age or not; or beside it the distance of the expected age",
+        AGE_LOSS_NAMES,
+    )
+    border_ages: str = _option(
+        "keep",
+        "age, multi: training people in the last years of an age group; leave them out or give a "
+        "part of their label to the next group (soften_age does that for every age)",
+        BORDER_AGE_NAMES,
+    )
     auxiliary: float = _option(
         0.0,
         "weight in the loss of the attributes beside the task, learnt and not answered; 0: none",
@@ -124,6 +159,10 @@ class TrainConfig:
     # optimisation
     optimizer: str = _option("adamw", "optimiser", OPTIMIZER_NAMES)
     lr: float = _option(1e-3, "peak learning rate")
+    layer_decay: float = _option(
+        1.0,
+        "fine-tuning: factor of the learning rate from layer to layer, down from the classifier",
+    )
     weight_decay: float = _option(0.01, "decay of weight matrices; biases and norms have none")
     momentum: float = _option(0.9, "sgd: momentum")
     schedule: str = _option("cosine", "learning rate after the warm-up", SCHEDULE_NAMES)
@@ -166,6 +205,12 @@ class TrainConfig:
     def _check_ranges(self) -> None:
         rules: dict[str, tuple[bool, str]] = {
             "val_ratio": (0 < self.val_ratio < 1, "above 0 and below 1"),
+            "rand_operations": (1 <= self.rand_operations <= 10, "from 1 to 10"),
+            "rand_magnitude": (
+                0 <= self.rand_magnitude <= MAX_MAGNITUDE,
+                f"from 0 to {MAX_MAGNITUDE}",
+            ),
+            "erasing": (self.erasing is None or 0 <= self.erasing <= 1, "from 0 to 1"),
             "mixup": (0 <= self.mixup <= 1, "from 0 to 1"),
             "cutmix": (self.cutmix >= 0 and self.mixup + self.cutmix <= 1, "from 0 to 1 - mixup"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
@@ -174,6 +219,7 @@ class TrainConfig:
             "focal_gamma": (self.focal_gamma >= 0, "0 or more"),
             "focal_alpha": (self.focal_alpha is None or self.focal_alpha > 0, "above 0"),
             "lr": (0 <= self.lr < 100, "from 0 to below 100"),
+            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
@@ -194,6 +240,16 @@ class TrainConfig:
         for name, (holds, expected) in rules.items():
             if not holds:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: must be {expected}")
+        if self.border_ages == "soften" and self.soften_age > 0:
+            raise ConfigError(
+                f"border_ages soften and soften_age {self.soften_age}: two ways to soften the same "
+                "label; set soften_age to 0, or border_ages to keep or drop"
+            )
+        if self.task == "age" and self.age_loss != "distribution" and not self.soften_age:
+            raise ConfigError(
+                f"age_loss {self.age_loss}: needs soften_age above 0, with which ages are learnt; "
+                "without it their groups are"
+            )
         if (self.fold is None) != (self.folds is None):
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")
         if self.folds is not None and self.folds < 2:

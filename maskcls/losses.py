@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskcls.config import CRITERION_NAMES, parse_criterion
+from maskcls.config import AGE_LOSS_NAMES, CRITERION_NAMES, parse_criterion
 from maskcls.errors import ConfigError, unknown
+
+YEAR_WEIGHT = 0.1
+"""Of `ExpectedAgeLoss`: ten years off cost as much as one nat of the distribution's loss."""
 
 
 class FocalLoss(nn.Module):
@@ -100,6 +103,79 @@ class WeightedSum(nn.Module):
         return torch.stack(terms).sum()
 
 
+class OrdinalLoss(nn.Module):
+    """Ordered classes as questions: at or above each of them but the first, or below? The mean
+    binary cross entropy of the answers, so that a far miss costs more than a near one.
+
+    Logits (N, C) and targets are those of a distribution, and so is the network: the probability of
+    "at or above" is the sum of its softmax from there on. (Cao et al. 2020, arXiv:1901.07884, give
+    each question an own output; sums are in order by themselves as well.) Targets are shares.
+    `weight` (C,): a picture weighs the mean of it over its shares.
+    """
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        whole = logits.logsumexp(dim=1, keepdim=True)
+        below = logits.logcumsumexp(dim=1)[:, :-1] - whole  # (N, C - 1), log-probabilities
+        above = logits.flip(1).logcumsumexp(dim=1).flip(1)[:, 1:] - whole
+        truth = target.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # the share that is at or above
+        loss = -(truth * above + (1 - truth) * below).mean(dim=1)  # (N,)
+        return (loss * _picture_weights(target, self.weight)).mean()
+
+
+class ExpectedAgeLoss(nn.Module):
+    """A loss of the distribution over steps of age, and beside it the distance in years between the
+    expected age and the true one, both of them means over `centres` (C,). Gao et al. 2018,
+    doi:10.24963/ijcai.2018/99.
+
+    The true age is taken from the targets, which are shares (N, C): so both terms are least at the
+    same answer, and mixed pictures have mixed ages. `strength`: what a year costs. `weight` (C,): a
+    picture weighs the mean of it over its shares.
+    """
+
+    def __init__(
+        self,
+        own: nn.Module,
+        centres: Tensor,
+        strength: float = YEAR_WEIGHT,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.own = own
+        self.strength = strength
+        self.centres: Tensor
+        self.register_buffer("centres", centres)
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        years = ((logits.softmax(dim=1) - target) @ self.centres).abs()  # (N,)
+        own: Tensor = self.own(logits, target)
+        return own + self.strength * (years * _picture_weights(target, self.weight)).mean()
+
+
+def create_age_criterion(
+    age_loss: str, own: nn.Module, centres: Tensor, weight: Tensor | None = None
+) -> nn.Module:
+    """The loss of a network that learns steps of age: `distribution` is `own`, `ordinal` is
+    `OrdinalLoss` in its place, `expected` is `ExpectedAgeLoss` around it.
+
+    centres, weight: (C,) of the steps.
+
+    Raises:
+        ConfigError: no such loss; names the nearest.
+    """
+    if age_loss not in AGE_LOSS_NAMES:
+        raise ConfigError(unknown("age_loss", age_loss, AGE_LOSS_NAMES))
+    if age_loss == "ordinal":
+        return OrdinalLoss(weight)
+    return own if age_loss == "distribution" else ExpectedAgeLoss(own, centres, weight=weight)
+
+
 class AuxiliaryLoss(nn.Module):
     """The loss of a task, and `weight` times the cross entropy of what is learnt beside it.
 
@@ -118,6 +194,11 @@ class AuxiliaryLoss(nn.Module):
         beside = [F.cross_entropy(*pair) for pair in zip(answers[1:], truths[1:], strict=True)]
         own: Tensor = self.own(answers[0], truths[0])
         return own + self.weight * torch.stack(beside).sum()
+
+
+def _picture_weights(target: Tensor, weight: Tensor | None) -> Tensor:
+    """Shares (N, C) → what each picture weighs, (N,): the mean of the classes' weights."""
+    return target.sum(dim=1) if weight is None else target @ weight
 
 
 def _shares(target: Tensor, logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +42,21 @@ def picture(person: int, number: int = 0) -> Image.Image:
 @pytest.fixture
 def data_dir(tmp_path: Path) -> DataDir:
     """`data_dir(people=6, table=True, name="train")` makes a folder of that many people, spread
-    over the genders and age groups, seven JPEGs each, and returns it."""
+    over the genders and age groups, or of the `ages` given, seven JPEGs each, and returns it."""
 
-    def make(people: int = 6, *, table: bool = True, name: str = "train", first: int = 1) -> Path:
+    def make(
+        people: int = 6,
+        *,
+        table: bool = True,
+        name: str = "train",
+        first: int = 1,
+        ages: Sequence[int] = (),
+    ) -> Path:
         root = tmp_path / name
         rows = []
         for number in range(first, first + people):
             gender, age = GROUPS[number % len(GROUPS)]
+            age = ages[number - first] if ages else age
             row = (f"{number:06d}", gender, "Asian", str(age))
             folder = root / "images" / "_".join(row)
             folder.mkdir(parents=True)

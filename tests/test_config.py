@@ -55,12 +55,17 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "focal_gamma": numbers(0, 10),
     "focal_alpha": st.none() | numbers(0, 10, exclude_min=True),
     "label_smoothing": numbers(0, 1, exclude_max=True),
+    "rand_operations": st.integers(1, 10),
+    "rand_magnitude": numbers(0, 30),
+    "erasing": st.none() | numbers(0, 1),
     "mixup": numbers(0, 0.5),
     "cutmix": numbers(0, 0.5),
+    "mix_rare": st.booleans(),
     "soften_age": numbers(0, 20),
     "auxiliary": numbers(0, 20),
     "class_weights": st.sampled_from(["none", "sqrt", "balanced"]) | texts,
     "lr": numbers(0, 99),
+    "layer_decay": numbers(0, 1, exclude_min=True),
     "weight_decay": numbers(0, 10),
     "momentum": numbers(0, 1, exclude_max=True),
     "warmup_epochs": numbers(0, 10),
@@ -90,6 +95,10 @@ def configs(draw: st.DrawFn) -> TrainConfig:
     if draw(st.booleans()):
         values["folds"] = draw(st.integers(2, 10))
         values["fold"] = draw(st.integers(0, values["folds"] - 1))
+    if values["border_ages"] == "soften":
+        values["soften_age"] = 0.0
+    if values["soften_age"] == 0:
+        values["age_loss"] = "distribution"
     return TrainConfig(**values)
 
 
@@ -168,6 +177,12 @@ OUT_OF_RANGE = [
     ("val_ratio", 0.0),
     ("val_ratio", 1.0),
     ("label_smoothing", -0.1),
+    ("rand_operations", 0),
+    ("rand_operations", 11),
+    ("rand_magnitude", -1.0),
+    ("rand_magnitude", 30.5),
+    ("erasing", -0.1),
+    ("erasing", 1.1),
     ("mixup", -0.1),
     ("mixup", 1.1),
     ("cutmix", -0.1),
@@ -181,6 +196,8 @@ OUT_OF_RANGE = [
     ("focal_alpha", 0.0),
     ("lr", -1e-9),
     ("lr", 100.0),
+    ("layer_decay", 0.0),
+    ("layer_decay", 1.1),
     ("weight_decay", -0.1),
     ("momentum", 1.0),
     ("momentum", -0.1),
@@ -249,7 +266,26 @@ def test_folds_that_do_not_fit(folds: dict[str, int]) -> None:
         TrainConfig(**folds)  # type: ignore[arg-type]
 
 
-NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + ["focal_alpha"]
+def test_a_label_is_softened_in_one_way() -> None:
+    for ages in ("keep", "drop"):
+        assert TrainConfig(border_ages=ages, soften_age=4.0).soften_age == 4.0
+    assert TrainConfig(border_ages="soften").border_ages == "soften"
+    with pytest.raises(ConfigError, match=r"border_ages soften and soften_age 4\.0: .*to 0, or"):
+        TrainConfig(border_ages="soften", soften_age=4.0)
+
+
+@pytest.mark.parametrize("loss", ["ordinal", "expected"])
+def test_a_loss_of_ages_needs_ages(loss: str) -> None:
+    assert TrainConfig(task="age", age_loss=loss, soften_age=4.0).age_loss == loss
+    assert TrainConfig(task="mask_gender", age_loss=loss).age_loss == loss  # of --task all
+    with pytest.raises(ConfigError, match=f"age_loss {loss}: needs soften_age above 0"):
+        TrainConfig(task="age", age_loss=loss)
+
+
+NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + [
+    "focal_alpha",
+    "erasing",
+]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "nan", "inf", -math.inf])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -16,11 +18,14 @@ from maskcls.config import CRITERION_NAMES
 from maskcls.errors import ConfigError
 from maskcls.losses import (
     AuxiliaryLoss,
+    ExpectedAgeLoss,
     F1Loss,
     FocalLoss,
     LabelSmoothingLoss,
+    OrdinalLoss,
     WeightedSum,
     balanced_weights,
+    create_age_criterion,
     create_criterion,
     criterion_entrypoint,
     is_criterion,
@@ -286,3 +291,106 @@ def test_what_is_learnt_beside_adds_its_cross_entropy() -> None:
     torch.testing.assert_close(loss, own(logits[:, :3], target[:, :3]) + 0.5 * sum(beside))
     loss.backward()
     assert (logits.grad.abs().sum(dim=0) > 0).all()
+
+
+# --- ages --------------------------------------------------------------------------------------
+
+# Three steps with probabilities 0.5, 0.3, 0.2; the truth is 0, 0.75, 0.25 of them.
+STEP_LOGITS = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
+STEP_SHARES = torch.tensor([[0.0, 0.75, 0.25]], dtype=torch.float64)
+
+
+def test_ordinal_loss_by_hand() -> None:
+    # At or above the second step: truth 1, answer 0.5; the third: truth 0.25, answer 0.2.
+    expected = -(math.log(0.5) + 0.25 * math.log(0.2) + 0.75 * math.log(0.8)) / 2
+    logits = STEP_LOGITS.clone().requires_grad_()
+    loss = OrdinalLoss()(logits, STEP_SHARES)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    # With q the answer and t the truth, dL/dq = (q - t) / (q (1 - q)) / 2, and a step s moves q by
+    # p_s ([s is at or above] - q).
+    slopes = (0.5 - 1) / 0.25 / 2, (0.2 - 0.25) / 0.16 / 2
+    gradient = [
+        0.5 * (slopes[0] * (0 - 0.5) + slopes[1] * (0 - 0.2)),
+        0.3 * (slopes[0] * (1 - 0.5) + slopes[1] * (0 - 0.2)),
+        0.2 * (slopes[0] * (1 - 0.5) + slopes[1] * (1 - 0.2)),
+    ]
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx(gradient, rel=1e-9)
+    again = (STEP_LOGITS + 100).expand(3, 3)  # only differences of logits count
+    torch.testing.assert_close(OrdinalLoss()(again, STEP_SHARES.expand(3, 3)), loss.detach())
+
+
+def test_expected_age_loss_by_hand() -> None:
+    centres = torch.tensor([10.0, 25, 40], dtype=torch.float64)
+    # Expected age 0.5 * 10 + 0.3 * 25 + 0.2 * 40 = 20.5; the true one is 28.75: 8.25 years.
+    own = -(0.75 * math.log(0.3) + 0.25 * math.log(0.2))
+    logits = STEP_LOGITS.clone().requires_grad_()
+    loss = ExpectedAgeLoss(torch.nn.CrossEntropyLoss(), centres, 0.5)(logits, STEP_SHARES)
+    assert loss.item() == pytest.approx(own + 0.5 * 8.25, rel=1e-12)
+    loss.backward()
+    # The distribution's part is p - t; a step moves the expected age by p_s (its centre - 20.5).
+    gradient = [0.5 - 0.5 * 0.5 * (10 - 20.5), 0.3 - 0.75 - 0.5 * 0.3 * (25 - 20.5)]
+    gradient.append(0.2 - 0.25 - 0.5 * 0.2 * (40 - 20.5))
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx(gradient, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["ordinal", "expected"])
+def test_the_truth_has_the_least_loss_of_ages(loss: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    shares = torch.rand(20, 6, generator=rng, dtype=torch.float64).softmax(dim=1)
+    centres = torch.arange(6, dtype=torch.float64) * 7
+    criterion = create_age_criterion(loss, torch.nn.CrossEntropyLoss(), centres)
+    at_truth = shares.log().requires_grad_()
+    least = criterion(at_truth, shares)
+    for step in range(5):
+        other = shares.log() + 0.2 * torch.randn(20, 6, generator=rng, dtype=torch.float64)
+        assert criterion(other, shares) > least, step
+    if loss == "ordinal":  # the distance has a corner there
+        least.backward()
+        assert at_truth.grad is not None and at_truth.grad.abs().max() < 1e-12
+
+
+def test_a_far_miss_costs_more_than_a_near_one() -> None:
+    shares = torch.eye(5)[[0]]
+    answers = torch.eye(5) * 8  # the same cross entropy wherever the answer is wrong
+    centres = torch.arange(5.0) * 10
+    for loss in ("ordinal", "expected"):
+        criterion = create_age_criterion(loss, torch.nn.CrossEntropyLoss(), centres)
+        costs = [criterion(answer[None], shares).item() for answer in answers]
+        assert costs == sorted(costs) and len(set(costs)) == 5
+
+
+@pytest.mark.parametrize("loss", ["ordinal", "expected"])
+def test_losses_of_ages_weigh_pictures_by_their_shares(loss: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, generator=rng)
+    shares = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0.5, 0.5]])
+    weight = torch.tensor([2.0, 9, 1, 3])  # the pictures weigh 2 and 2
+    centres = torch.arange(4.0)
+    own = torch.nn.CrossEntropyLoss(weight)
+    plain = create_age_criterion(loss, own, centres)(logits, shares)
+    weighted = create_age_criterion(loss, own, centres, weight)(logits, shares)
+    term = plain if loss == "ordinal" else plain - own(logits, shares)
+    assert weighted.item() == pytest.approx((plain + term).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("loss", ["ordinal", "expected"])
+def test_losses_of_ages_are_finite_on_extreme_logits(loss: str, scale: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = (torch.randn(8, 19, generator=rng) * scale).requires_grad_()
+    shares = torch.eye(19)[torch.randint(19, (8,), generator=rng)]
+    centres = torch.arange(19.0)
+    value = create_age_criterion(loss, torch.nn.CrossEntropyLoss(), centres)(logits, shares)
+    value.backward()
+    assert value.isfinite() and value >= -1e-5
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_names_of_losses_of_ages() -> None:
+    own = torch.nn.CrossEntropyLoss()
+    assert create_age_criterion("distribution", own, torch.zeros(3)) is own
+    with pytest.raises(ConfigError, match="did you mean 'ordinal'"):
+        create_age_criterion("ordinl", own, torch.zeros(3))

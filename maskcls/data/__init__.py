@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         BaseAugmentation,
         BestAugmentation,
         CustomAugmentation,
+        RandAugmentation,
     )
     from maskcls.data.datasets import (
         AgeDataset,
@@ -36,6 +37,7 @@ __all__ = [
     "MaskGenderDataset",
     "MaskLabels",
     "MaskSplitByProfileDataset",
+    "RandAugmentation",
     "TestDataset",
     "is_image_file",
 ]

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from maskcls.config import AUGMENTATION_NAMES, DEFAULT_CROP
+from maskcls.config import AUGMENTATION_NAMES, DEFAULT_CROP, MAX_MAGNITUDE
+from maskcls.data.operations import OPERATIONS, blend, grey, sample
 from maskcls.errors import ConfigError, unknown
 from maskcls.preprocessing import PreprocessSpec
 
@@ -28,7 +28,13 @@ class BaseAugmentation:
 
     Pixels that already have the spec's size, as all from the cache do, are not cropped and resized
     again.
+
+    With an `erase_share` above 0 so many of the pictures lose a rectangle at last (random erasing,
+    Zhong et al. 2020, arXiv:1708.04896).
     """
+
+    erase_share = 0.0
+    erase_side = (0.1, 0.35)  # of the height and width
 
     def __init__(self, spec: PreprocessSpec | None = None, seed: int = 0) -> None:
         crop = DEFAULT_CROP.get(type(self).__name__, (1.0, 1.0))
@@ -59,6 +65,8 @@ class BaseAugmentation:
             for index in (range(len(images)) if indices is None else indices)
         ]
         images = self.augment(images.to(torch.float32), rngs)
+        if self.erase_share:
+            images = self._erase(images, (_uniform(rngs, 5, images) + 1) / 2)
         mean, std = self._mean.to(images.device), self._std.to(images.device)
         return self.after_normalise((images - mean) / std, rngs)
 
@@ -69,6 +77,19 @@ class BaseAugmentation:
     def after_normalise(self, images: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Changes normalised float32 (B, 3, H, W)."""
         return images
+
+    def _erase(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """A grey rectangle over some pictures. uniform: (B, 5) in 0..1."""
+        low, high = self.erase_side
+        height, width = (low + (high - low) * uniform[:, 1:3]).T
+        top, left = uniform[:, 3] * (1 - height), uniform[:, 4] * (1 - width)
+        y = torch.linspace(0, 1, images.shape[2], device=images.device)
+        x = torch.linspace(0, 1, images.shape[3], device=images.device)
+        rows = (y >= top[:, None]) & (y < (top + height)[:, None])  # (B, H)
+        columns = (x >= left[:, None]) & (x < (left + width)[:, None])  # (B, W)
+        chosen = uniform[:, 0] < self.erase_share
+        erased = chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]
+        return torch.where(erased[:, None], self._mean.to(images.device), images)
 
 
 class AddGaussianNoise(BaseAugmentation):
@@ -108,8 +129,8 @@ class CustomAugmentation(AddGaussianNoise):
         uniform = _uniform(rngs, 4, images)  # (B, 4) in -1..1
         brightness, contrast, saturation = (1 + self.jitter * uniform[:, :3]).T
         images = images * brightness.view(-1, 1, 1, 1)
-        images = _blend(images, _grey(images).mean(dim=(1, 2, 3), keepdim=True), contrast)
-        images = _blend(images, _grey(images), saturation)
+        images = blend(images, grey(images).mean(dim=(1, 2, 3), keepdim=True), contrast)
+        images = blend(images, grey(images), saturation)
         return _rotate_hue(images, self.jitter * uniform[:, 3]).clamp(0, 255)
 
 
@@ -121,18 +142,17 @@ class BestAugmentation(BaseAugmentation):
     shift = 0.1  # of half the width and height
     light = 0.25  # brightness, contrast
     tint = 0.08  # each channel by itself
-    erase_share = 0.25  # of the pictures lose a rectangle
-    erase_side = (0.1, 0.35)  # of the height and width
+    erase_share = 0.25
 
     def augment(self, images: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
-        uniform = _uniform(rngs, 15, images)  # (B, 15) in -1..1
+        uniform = _uniform(rngs, 10, images)  # (B, 10) in -1..1
         flip = torch.where(uniform[:, 0] < 0, -1.0, 1.0)
         images = self._move(images, flip, uniform[:, 1:5])
         brightness, contrast = (1 + self.light * uniform[:, 5:7]).T
-        images = _blend(images, images.mean(dim=(1, 2, 3), keepdim=True), contrast)
+        images = blend(images, images.mean(dim=(1, 2, 3), keepdim=True), contrast)
         channels = brightness.view(-1, 1) * (1 + self.tint * uniform[:, 7:10])
-        images = (images * channels[:, :, None, None]).clamp(0, 255)
-        return self._erase(images, (uniform[:, 10:15] + 1) / 2)
+        lit: Tensor = images * channels[:, :, None, None]
+        return lit.clamp(0, 255)
 
     def _move(self, images: Tensor, flip: Tensor, uniform: Tensor) -> Tensor:
         """Flip, rotation, scale and shift in one bilinear sampling; edges are mirrored."""
@@ -149,55 +169,82 @@ class BestAugmentation(BaseAugmentation):
             ],
             dim=1,
         )  # (B, 2, 3)
-        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        return sample(images, matrix)
 
-    def _erase(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """A grey rectangle over some pictures. uniform: (B, 5) in 0..1."""
-        low, high = self.erase_side
-        height, width = (low + (high - low) * uniform[:, 1:3]).T
-        top, left = uniform[:, 3] * (1 - height), uniform[:, 4] * (1 - width)
-        y = torch.linspace(0, 1, images.shape[2], device=images.device)
-        x = torch.linspace(0, 1, images.shape[3], device=images.device)
-        rows = (y >= top[:, None]) & (y < (top + height)[:, None])  # (B, H)
-        columns = (x >= left[:, None]) & (x < (left + width)[:, None])  # (B, W)
-        chosen = uniform[:, 0] < self.erase_share
-        erased = chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]
-        return torch.where(erased[:, None], self._mean.to(images.device), images)
+
+class RandAugmentation(BaseAugmentation):
+    """A flip, and then RandAugment (Cubuk et al. 2020, arXiv:1909.13719): of the fourteen
+    operations each picture gets as many as `operations`, drawn anew each time, at a strength that
+    all share, `magnitude` of at most `MAX_MAGNITUDE`.
+    """
+
+    def __init__(
+        self,
+        spec: PreprocessSpec | None = None,
+        seed: int = 0,
+        operations: int = 2,
+        magnitude: float = 9.0,
+    ) -> None:
+        super().__init__(spec, seed)
+        self.operations = operations
+        self.magnitude = magnitude
+
+    def augment(self, images: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        drawn = np.stack([rng.integers(len(OPERATIONS), size=self.operations) for rng in rngs])
+        directions = torch.where(_uniform(rngs, 1 + self.operations, images) < 0, -1.0, 1.0)
+        images = torch.where(directions[:, 0].view(-1, 1, 1, 1) < 0, images.flip(3), images)
+        for turn in range(self.operations):
+            for number, operation in enumerate(OPERATIONS.values()):
+                rows = torch.from_numpy(np.flatnonzero(drawn[:, turn] == number)).to(images.device)
+                if len(rows):
+                    sign = directions[rows, 1 + turn]
+                    images[rows] = operation(images[rows], self.magnitude / MAX_MAGNITUDE, sign)
+        return images
 
 
 _AUGMENTATIONS: dict[str, type[BaseAugmentation]] = {
     cls.__name__: cls
-    for cls in (BaseAugmentation, AddGaussianNoise, CustomAugmentation, BestAugmentation)
+    for cls in (
+        BaseAugmentation,
+        AddGaussianNoise,
+        CustomAugmentation,
+        BestAugmentation,
+        RandAugmentation,
+    )
 }
 
 
-def create_augmentation(name: str, spec: PreprocessSpec, seed: int = 0) -> BaseAugmentation:
-    """An augmentation by name.
+def create_augmentation(
+    name: str,
+    spec: PreprocessSpec,
+    seed: int = 0,
+    *,
+    erasing: float | None = None,
+    operations: int = 2,
+    magnitude: float = 9.0,
+) -> BaseAugmentation:
+    """An augmentation by name. `erasing`: its `erase_share`, if not its own. `operations` and
+    `magnitude` are those of `RandAugmentation`.
 
     Raises:
         ConfigError: no such augmentation; names the nearest.
     """
     if name not in _AUGMENTATIONS:
         raise ConfigError(unknown("augmentation", name, AUGMENTATION_NAMES))
-    return _AUGMENTATIONS[name](spec, seed)
+    augmentation = (
+        RandAugmentation(spec, seed, operations, magnitude)
+        if name == "RandAugmentation"
+        else _AUGMENTATIONS[name](spec, seed)
+    )
+    if erasing is not None:
+        augmentation.erase_share = erasing
+    return augmentation
 
 
 def _uniform(rngs: Sequence[np.random.Generator], count: int, like: Tensor) -> Tensor:
     """(B, count) in -1..1, one row per picture's own generator."""
     rows = np.stack([rng.random(count, dtype=np.float32) for rng in rngs])
     return torch.from_numpy(rows * 2 - 1).to(like.device)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """ITU-R 601 luma, (B, 1, H, W)."""
-    luma = torch.tensor((0.299, 0.587, 0.114), device=images.device).view(1, 3, 1, 1)
-    return (images * luma).sum(dim=1, keepdim=True)
-
-
-def _blend(images: Tensor, toward: Tensor, factor: Tensor) -> Tensor:
-    """`factor` (B,): 1 keeps the pictures, 0 gives `toward`."""
-    return toward + (images - toward) * factor.view(-1, 1, 1, 1)
 
 
 def _rotate_hue(images: Tensor, turn: Tensor) -> Tensor:

@@ -14,11 +14,47 @@ AGE_STEPS = (5, 10, 15, 20, 23, 26, 28, 30, 33, 36, 40, 45, 50, 55, 60, 65, 70, 
 """First years of the steps in which `age` is learnt, after the step from 0. The borders of the
 groups are among them; near 30, where groups are taken for one another most, they are finest."""
 
+BORDER_YEARS = 3
+"""The last so many years of an age group are at its border: 27 to 29 and 57 to 59."""
+
+
+def at_border(ages: np.ndarray) -> np.ndarray:
+    """Which ages (N,) are in the last `BORDER_YEARS` of a group that has a next one: bool (N,)."""
+    near: np.ndarray = np.any(_years_to_next(ages) <= BORDER_YEARS, axis=1)
+    return near
+
+
+def _years_to_next(ages: np.ndarray) -> np.ndarray:
+    """(N, borders) whole years until each border, endless for those that are behind."""
+    years = np.subtract.outer(AGE_BOUNDS, ages).T
+    return np.where(years > 0, years, np.inf)
+
+
+def border_shares(ages: np.ndarray) -> Tensor:
+    """Ages in years (N,) → shares of the age groups (N, 3) float32, rows sum to 1.
+
+    Of an age at a border a part goes to the next group: a half at the border itself, which lies
+    between two whole years, and less with the distance, down to nothing `BORDER_YEARS` before it.
+    All other ages are wholly in their group.
+    """
+    distance = torch.from_numpy(_years_to_next(ages)) - 0.5  # (N, borders)
+    given = 0.5 * (1 - distance / BORDER_YEARS).clamp_min(0)
+    before = torch.nn.functional.pad(given, (0, 1))
+    after = torch.nn.functional.pad(given, (1, 0))
+    return (age_group_shares(ages, 0.0).double() - before + after).float()
+
 
 def steps_per_group() -> tuple[int, ...]:
     """How many of the steps each age group is made of: the first so many are the first group."""
     groups = np.searchsorted(AGE_BOUNDS, (0, *AGE_STEPS), side="right")
     return tuple(np.bincount(groups).tolist())
+
+
+def step_centres() -> Tensor:
+    """The mean of the whole years of each step, float32 (len(AGE_STEPS) + 1,). The last step has no
+    end; it is taken for as long as the one before."""
+    borders = np.array((0, *AGE_STEPS, 2 * AGE_STEPS[-1] - AGE_STEPS[-2]))
+    return torch.from_numpy((borders[:-1] + borders[1:] - 1) / 2).float()
 
 
 def age_group_shares(ages: np.ndarray, deviation: float) -> Tensor:
@@ -51,9 +87,19 @@ def soft_targets(task: Task, labels: np.ndarray, ages: np.ndarray, deviation: fl
 
     labels: classes of the task (N,); ages: years (N,).
     """
+    return _with_others(task, labels, age_group_shares(ages, deviation))
+
+
+def border_targets(task: Task, labels: np.ndarray, ages: np.ndarray) -> Tensor:
+    """As `soft_targets`, of `border_shares`."""
+    return _with_others(task, labels, border_shares(ages))
+
+
+def _with_others(task: Task, labels: np.ndarray, age_groups: Tensor) -> Tensor:
+    """Shares of the age groups (N, 3) → of the classes of a task (N, C)."""
     classes = task.decode(np.arange(task.num_classes))
     truth = task.decode(labels)
-    targets = age_group_shares(ages, deviation)[:, classes["age"]]
+    targets = age_groups[:, classes["age"]]
     for attribute in task.attributes:
         if attribute != "age":
             same = truth[attribute][:, None] == classes[attribute][None, :]  # (N, C)

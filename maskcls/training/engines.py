@@ -97,8 +97,8 @@ def create_trainer(
     Where the memory does not suffice, there are twice as many parts from then on, which is said;
     the step is still that of the whole batch.
 
-    `soft_targets`: shares (N, C) of all pictures of the data set, taken instead of their classes.
-    `mixing` needs them.
+    `soft_targets`: shares (N, C) of all pictures of the data set, taken instead of their classes;
+    a batch's indices count modulo N. `mixing` needs them.
 
     Its output: {"loss": float, "images": batch size}.
 
@@ -128,7 +128,7 @@ def create_trainer(
         epoch = engine.state.epoch
         images = augmentation(pixels.to(device, non_blocking=True), indices.tolist(), epoch)
         if soft_targets is not None:
-            target = soft_targets[indices]
+            target = soft_targets[indices % len(soft_targets)]
         target = target.to(device, non_blocking=True)
         if mixing is not None:
             images, target = mixing(images, target, indices.tolist(), epoch)

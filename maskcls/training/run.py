@@ -14,11 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.handlers import Checkpoint, EMAHandler
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
@@ -30,16 +31,19 @@ from maskcls.data.mixing import Mixing
 from maskcls.data.splits import Split, encode_table, read_split, split_hash
 from maskcls.data.targets import (
     age_step_shares,
+    at_border,
     auxiliary_sizes,
     auxiliary_targets,
+    border_targets,
     soft_targets,
+    step_centres,
     steps_per_group,
 )
 from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
 from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
 from maskcls.labels import get_task
-from maskcls.losses import AuxiliaryLoss, balanced_weights, create_criterion
+from maskcls.losses import AuxiliaryLoss, balanced_weights, create_age_criterion, create_criterion
 from maskcls.manifest import Manifest
 from maskcls.models import (
     channels_last,
@@ -167,6 +171,7 @@ class _Data:
     people: Split
     table: str
     fixes: tuple[Fix, ...]
+    left_out: tuple[int, ...]  # pictures of the training side that nothing is learnt from
 
 
 class _Session:
@@ -235,12 +240,16 @@ class _Session:
         if learnt is not None and self.steps is not None:
             learnt = learnt.repeat_interleave(torch.tensor(self.steps))
         training_criterion = criterion(learnt)
+        if self.steps is not None:
+            training_criterion = create_age_criterion(
+                config.age_loss, training_criterion, step_centres(), learnt
+            ).to(device)
         if self.beside:
             own = sum(self.steps or [1] * self.task.num_classes)
             training_criterion = AuxiliaryLoss(
                 training_criterion, (own, *self.beside), config.auxiliary
             )
-        train_loader = training_loader(data.train, config.batch_size, config.seed)
+        train_loader = training_loader(data.train, config.batch_size, config.seed, config.sampling)
         val_loader = validation_loader(data.val, config.batch_size * 2)
         optimizer = create_optimizer(model, config)
         schedule = Schedule(optimizer, config, len(train_loader))
@@ -254,14 +263,21 @@ class _Session:
             model,
             optimizer,
             training_criterion,
-            create_augmentation(config.augmentation, data.dataset.spec, config.seed),
+            create_augmentation(
+                config.augmentation,
+                data.dataset.spec,
+                config.seed,
+                erasing=config.erasing,
+                operations=config.rand_operations,
+                magnitude=config.rand_magnitude,
+            ),
             device=device,
             precision=precision,
             scaler=scaler,
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
             soft_targets=self._soft_targets(config),
-            mixing=Mixing(config.mixup, config.cutmix, config.seed) if _mixes(config) else None,
+            mixing=self._mixing(config) if _mixes(config) else None,
             say=self.say,
         )
         evaluator = create_evaluator(
@@ -310,10 +326,16 @@ class _Session:
         )
         if content is not None:
             _restore(states, content, folder)
+        left_out = {data.dataset.people[index] for index in data.left_out}
+        border = (
+            f" ({len(data.left_out)} of {len(left_out)} others left out, at the border of an age "
+            "group)"
+        )
         self.say(
             f"{config.task}: {config.model} ({count_parameters(model) / 1e6:.1f} M parameters), "
             f"{config.height}x{config.width}, {len(data.train)} pictures of "
-            f"{len(data.people.train)} people, validating on {len(data.val)} of "
+            f"{len(data.people.train) - len(left_out)} people{border if left_out else ''}, "
+            f"validating on {len(data.val)} of "
             f"{len(data.people.val)} others; {device.type}, {config.precision} → {folder}"
         )
         try:
@@ -346,6 +368,12 @@ class _Session:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.say(f"warning: {folder / REPORT} was not written: {reason}")
 
+    def _mixing(self, config: TrainConfig) -> Mixing:
+        rarity = (1 / self.counts.clamp_min(1).double())[torch.from_numpy(self.data.dataset.labels)]
+        return Mixing(
+            config.mixup, config.cutmix, config.seed, rarity.numpy() if config.mix_rare else None
+        )
+
     def _soft_targets(self, config: TrainConfig) -> Tensor | None:
         """What each picture teaches, where that is more than its class."""
         data, years = self.data.dataset, config.soften_age
@@ -354,6 +382,8 @@ class _Session:
             own = age_step_shares(data.ages, years)
         elif years and "age" in self.task.attributes:
             own = soft_targets(self.task, data.labels, data.ages, years)
+        elif config.border_ages == "soften" and "age" in self.task.attributes:
+            own = border_targets(self.task, data.labels, data.ages)
         if own is None and (self.beside or _mixes(config)):
             own = one_hot(torch.from_numpy(data.labels), self.task.num_classes).float()
         if own is None or not self.beside:
@@ -425,14 +455,22 @@ def _load_data(config: TrainConfig, say: Callable[[str], None]) -> _Data:
     pictures, validation, people = dataset.split(
         val_ratio=config.val_ratio, fold=config.fold, folds=config.folds, seed=config.seed
     )
+    left_out: list[int] = []
+    if config.border_ages == "drop" and "age" in task.attributes:
+        own = np.array(pictures.indices)
+        border = at_border(dataset.ages[own])
+        left_out, pictures = own[border].tolist(), Subset(dataset, own[~border].tolist())
     for name, side in (("training", pictures), ("validation", validation)):
         present = set(dataset.labels[side.indices].tolist())
         absent = [text for label, text in enumerate(task.class_names) if label not in present]
         if absent:
             say(f"warning: no {name} picture is {' or '.join(absent)}")
     if len(pictures) < 2:
-        raise DataError("one readable training picture: a training needs at least 2")
-    return _Data(dataset, pictures, validation, people, dataset.split_table(people), fixes)
+        without = f" that border_ages {config.border_ages} keeps" if left_out else ""
+        count = ("no", "one")[len(pictures)]
+        raise DataError(f"{count} readable training picture{without}: a training needs at least 2")
+    table = dataset.split_table(people)
+    return _Data(dataset, pictures, validation, people, table, fixes, tuple(left_out))
 
 
 def _fingerprints(data: _Data) -> Tensor:

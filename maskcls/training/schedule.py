@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,12 +13,22 @@ from maskcls.config import TrainConfig
 
 
 def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser by name. Weight matrices decay, biases and norms do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """The optimiser by name. Weight matrices decay, biases and norms do not.
+
+    With a `layer_decay` below 1 each layer has groups of its own, the classifier's first: their
+    rate is `lr * layer_decay ** depth`, of which they hold the factor as `lr_scale`.
+    """
+    groups: list[dict[str, Any]] = []
+    layers = network_layers(model)[::-1] if config.layer_decay < 1 else [list(model.parameters())]
+    for depth, layer in enumerate(layers):
+        trained = [parameter for parameter in layer if parameter.requires_grad]
+        scale = config.layer_decay**depth
+        shared = {"lr": config.lr * scale, "lr_scale": scale}
+        groups += [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
+            | shared,
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0} | shared,
+        ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     if config.optimizer == "adam":
@@ -26,8 +38,33 @@ def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optim
     )
 
 
+def network_layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """A network's parameters layer by layer, from the pictures to the classifier, in the order of
+    its own modules. A layer is a convolution or a linear layer of the trunk with the norm behind
+    it, or a whole block. Howard and Ruder 2018 (arXiv:1801.06146) train layers so the slower, the
+    further they are from the classifier: what they have learnt is the more general.
+    """
+    layers: list[list[nn.Parameter]] = []
+    for part in _parts(model):
+        parameters = list(part.parameters())
+        if not layers or any(parameter.ndim > 1 for parameter in parameters):
+            layers.append(parameters)
+        else:
+            layers[-1] += parameters
+    return layers
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a network that are no mere lists of modules."""
+    for child in module.children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from _parts(child)
+        else:
+            yield child
+
+
 def get_lr(optimizer: torch.optim.Optimizer) -> float:
-    """The present learning rate of the first parameter group."""
+    """The present learning rate of the first parameter group; with layers, the classifier's."""
     return float(optimizer.param_groups[0]["lr"])
 
 
@@ -62,9 +99,10 @@ class Schedule:
         return self.peak * 0.1**self.plateaus
 
     def set_rate(self, step: int) -> None:
-        """Tells the optimiser the rate of this step."""
+        """Tells the optimiser the rate of this step, each group its part of it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step)
+            # The state of a run from before layers had rates of their own brings no scale.
+            group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
 
     def epoch_ended(self, score: float) -> None:
         """Counts epochs without a better score; a NaN score is no better one."""

@@ -42,7 +42,22 @@ SMALL = {
     "device": "cpu",
     "precision": "fp32",
 }
-LATER = {"soften_age", "auxiliary", "tta", "mixup", "cutmix", "calibration"}
+LATER = {
+    "soften_age",
+    "auxiliary",
+    "tta",
+    "mixup",
+    "cutmix",
+    "calibration",
+    "sampling",
+    "mix_rare",
+    "border_ages",
+    "age_loss",
+    "layer_decay",
+    "rand_operations",
+    "rand_magnitude",
+    "erasing",
+}
 """Keys of a config that the first version did not have."""
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as TF
 
-from maskcls.config import AUGMENTATION_NAMES
+from maskcls.config import AUGMENTATION_NAMES, MAX_MAGNITUDE
 from maskcls.data.augmentation import (
     AddGaussianNoise,
     BaseAugmentation,
     BestAugmentation,
     CustomAugmentation,
+    RandAugmentation,
     create_augmentation,
 )
+from maskcls.data.operations import OPERATIONS
 from maskcls.errors import ConfigError
 from maskcls.preprocessing import PreprocessSpec
 
@@ -267,3 +272,140 @@ def test_scale_and_shift_stay_in_their_ranges() -> None:
     centre = (images.sum(dim=1) * grid).sum(dim=1) / images.sum(dim=(1, 2))
     assert centre.abs().max() < 0.1 * 24 * 1.16
     assert centre.min() < -1.5 and centre.max() > 1.5
+
+
+# --- erasing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", AUGMENTATION_NAMES)
+def test_any_augmentation_may_erase(name: str) -> None:
+    pixels = pictures(40)
+
+    def erased(share: float | None) -> torch.Tensor:
+        images = create_augmentation(name, SPEC, 1, erasing=share)(pixels, range(40))
+        plain = create_augmentation(name, SPEC, 1, erasing=0.0)(pixels, range(40))
+        return (images != plain).any(dim=1)
+
+    own = {"BestAugmentation": 0.25}.get(name, 0.0)
+    if name != "CustomAugmentation" and name != "AddGaussianNoise":  # their noise comes afterwards
+        assert erased(None).any(dim=(1, 2)).float().mean().item() == pytest.approx(own, abs=0.15)
+        assert 0.01 < erased(1.0).float().mean() < 0.35**2 + 0.05
+        some, more = (erased(share).any(dim=(1, 2)) for share in (0.3, 0.6))
+        assert 0 < some.sum() < more.sum() and (more | ~some).all()
+    assert erased(1.0).any(dim=(1, 2)).all()
+
+
+def test_best_draws_what_it_always_drew() -> None:
+    """Its fifteen numbers of a picture are the first of its generator: ten, then five to erase."""
+    pixels, own = pictures(32), BestAugmentation(SPEC, seed=3)
+    numbers = [np.random.default_rng((3, 2, i)).random(15, dtype=np.float32) for i in range(32)]
+    rectangle = torch.from_numpy(np.stack(numbers)[:, 10:] * 2 - 1)
+    plain = create_augmentation("BestAugmentation", SPEC, 3, erasing=0.0)(pixels, range(32), 2)
+    expected = own._erase(levels(plain), (rectangle + 1) / 2)
+    torch.testing.assert_close(levels(own(pixels, range(32), 2)), expected, rtol=0, atol=1e-3)
+
+
+# --- RandAugment -------------------------------------------------------------------------------
+
+LEVEL = 0.3
+
+
+def one_by_one(name: str, images: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """The same by torchvision, for uint8 (B, 3, H, W)."""
+    done = []
+    for image, sign in zip(images, signs.tolist(), strict=True):
+        factor = 1 + 0.9 * LEVEL * sign
+        height, width = image.shape[1:]
+        affine = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+        degrees = np.degrees(np.arctan(0.3 * LEVEL * sign))
+        # torchvision tells where pixels go to, not where they come from.
+        move = {
+            "rotate": {"angle": 30 * LEVEL * -sign},
+            "shear_x": {"shear": [degrees, 0.0]},
+            "shear_y": {"shear": [0.0, degrees]},
+            "translate_x": {"translate": [-150 / 331 * LEVEL * sign * width, 0]},
+            "translate_y": {"translate": [0, -150 / 331 * LEVEL * sign * height]},
+        }
+        if name in move:
+            bilinear = TF.InterpolationMode.BILINEAR
+            done.append(TF.affine(image, **(affine | move[name]), interpolation=bilinear))
+            continue
+        done.append(
+            {
+                "identity": lambda x: x,
+                "autocontrast": TF.autocontrast,
+                "equalize": TF.equalize,
+                "posterize": lambda x: TF.posterize(x, 7),
+                "solarize": lambda x: TF.solarize(x, 255 * (1 - LEVEL)),
+                "colour": lambda x, f=factor: TF.adjust_saturation(x, f),
+                "contrast": lambda x, f=factor: TF.adjust_contrast(x, f),
+                "brightness": lambda x, f=factor: TF.adjust_brightness(x, f),
+                "sharpness": lambda x, f=factor: TF.adjust_sharpness(x, f),
+            }[name](image)
+        )
+    return torch.stack(done)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_do_what_torchvisions_do(name: str) -> None:
+    pixels = pictures(4, (64, 48)).permute(0, 3, 1, 2)
+    signs = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    ours = OPERATIONS[name](pixels.float(), LEVEL, signs)
+    difference = (ours - one_by_one(name, pixels, signs).float()).abs()
+    if name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):
+        difference = difference[:, :, 16:-16, 12:-12]  # edges are mirrored, not black
+    assert difference.mean() < 1.0
+    assert difference.max() <= 2.01
+    if name != "identity":
+        assert (ours - pixels).abs().mean() > 0.5
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_level_0_does_nothing_and_the_rest_more_and_more(name: str) -> None:
+    images = pictures(6).permute(0, 3, 1, 2).float()
+    signs = torch.tensor([1.0, -1.0] * 3)
+    changes = [
+        (OPERATIONS[name](images, level, signs) - images).abs().mean().item()
+        for level in (0.0, 0.3, 0.6)
+    ]
+    if name in ("autocontrast", "equalize"):  # have no level
+        assert len(set(changes)) == 1 and changes[0] > 1
+        return
+    assert changes[0] < 0.02
+    assert name == "identity" or changes[0] < changes[1] < changes[2]
+
+
+def test_pictures_get_the_operations_of_the_list_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = dict.fromkeys(OPERATIONS, 0)
+
+    def counting(name: str) -> Callable[..., torch.Tensor]:
+        def operation(images: torch.Tensor, level: float, sign: torch.Tensor) -> torch.Tensor:
+            assert level == 12 / MAX_MAGNITUDE
+            assert set(sign.tolist()) <= {1.0, -1.0}
+            counts[name] += len(images)
+            return images
+
+        return operation
+
+    for name in OPERATIONS:
+        monkeypatch.setitem(OPERATIONS, name, counting(name))
+    pixels = pictures(1).expand(700, -1, -1, -1)
+    augmentation = create_augmentation("RandAugmentation", SPEC, operations=3, magnitude=12.0)
+    images = augmentation(pixels, range(700))
+    assert sum(counts.values()) == 3 * 700
+    assert min(counts.values()) > 0.7 * 150 and max(counts.values()) < 1.3 * 150
+    plain = BaseAugmentation(SPEC)(pixels[:1])[0]
+    flipped = sum(torch.equal(image, plain.flip(2)) for image in images)
+    assert flipped + sum(torch.equal(image, plain) for image in images) == 700
+    assert 0.4 < flipped / 700 < 0.6
+
+
+def test_a_magnitude_of_0_leaves_what_has_a_strength_as_it_is() -> None:
+    pixels = pictures(64)
+    images = RandAugmentation(SPEC, operations=1, magnitude=0.0)(pixels, range(64))
+    plain = BaseAugmentation(SPEC)(pixels)
+    same = sum(
+        torch.allclose(image, one, atol=2e-3) or torch.allclose(image, one.flip(2), atol=2e-3)
+        for image, one in zip(images, plain, strict=True)
+    )
+    assert 64 * 9 / 14 < same < 64  # twelve operations of fourteen

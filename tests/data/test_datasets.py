@@ -277,6 +277,74 @@ def test_an_epoch_holds_each_picture_once(size: int, batch: int, seed: int, epoc
         assert order(seed + 1, epoch) != batches
 
 
+CLASSES = np.repeat([0, 1, 2], [60, 25, 5])
+
+
+def drawn(power: float, seed: int = 1, epoch: int = 1, start: int = 0) -> list[list[int]]:
+    sampler = EpochBatches(len(CLASSES), 8, seed, CLASSES, power)
+    sampler.epoch, sampler.start = epoch, start
+    return list(sampler)
+
+
+@pytest.mark.parametrize(("power", "expected"), [(0.5, [47, 30, 13]), (1.0, [30, 30, 30])])
+def test_an_epoch_holds_the_classes_that_sampling_asks_for(
+    power: float, expected: list[int]
+) -> None:
+    # 60 : 25 : 5 pictures; their roots are 7.746 : 5 : 2.236, of 90 draws 46.5 : 30.0 : 13.4.
+    for epoch in range(5):
+        positions = np.concatenate(drawn(power, epoch=epoch))
+        counts = np.bincount(CLASSES[positions % len(CLASSES)])
+        assert abs(counts - expected).max() <= 1
+        assert counts.sum() == len(CLASSES)  # an epoch is as long as without
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    st.sampled_from([0.5, 1.0]),
+    st.integers(0, 99),
+)
+def test_draws_of_a_class_are_spread_over_its_pictures(
+    sizes: list[int], power: float, epoch: int
+) -> None:
+    classes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    sampler = EpochBatches(len(classes), 8, 1, classes, power)
+    sampler.epoch = epoch
+    positions = np.concatenate(list(sampler))
+    assert len(set(positions)) == len(positions) == len(classes)  # no draw equals another
+    times = np.bincount(positions % len(classes), minlength=len(classes))
+    for position, count in enumerate(times):
+        copies = set(positions[positions % len(classes) == position] // len(classes))
+        assert copies == set(range(count))
+    for label, size in enumerate(sizes):
+        own = times[classes == label]
+        assert own.max() - own.min() <= 1
+        if size == min(sizes):
+            assert own.min() >= 1  # each picture of the rarest class
+
+
+def test_sampled_batches_depend_on_seed_and_epoch_alone() -> None:
+    usual = drawn(1.0)
+    assert drawn(1.0) == usual
+    assert drawn(1.0, start=4) == usual[4:]  # as a resumed training has them
+    assert drawn(1.0, seed=2) != usual != drawn(1.0, epoch=2)
+    common = [set(np.concatenate(drawn(1.0, epoch=epoch)) % 90) - set(range(60, 90))
+              for epoch in range(12)]  # fmt: skip
+    assert set.union(*common) == set(range(60))  # a large class comes in turns
+
+
+def test_a_picture_drawn_again_has_another_index(dataset: MaskSplitByProfileDataset) -> None:
+    pictures = dataset.split(val_ratio=0.3, seed=3)[0]
+    loader = training_loader(pictures, batch_size=8, seed=1, sampling="balanced")
+    keys: list[int] = []
+    for pixels, labels, indices in loader:
+        again = dataset.__getitems__((indices % len(dataset)).tolist())
+        assert torch.equal(pixels, again[0]) and torch.equal(labels, again[1])
+        keys += indices.tolist()
+    assert len(set(keys)) == len(keys) == len(pictures)
+    assert {key % len(dataset) for key in keys} <= set(pictures.indices)
+    assert max(keys) >= len(dataset)
+
+
 def test_training_loader(dataset: MaskSplitByProfileDataset) -> None:
     pictures = dataset.split(val_ratio=0.3, seed=3)[0]
     loader = training_loader(pictures, batch_size=8, seed=1)

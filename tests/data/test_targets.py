@@ -14,9 +14,13 @@ from maskcls.data.targets import (
     AGE_STEPS,
     age_group_shares,
     age_step_shares,
+    at_border,
     auxiliary_sizes,
     auxiliary_targets,
+    border_shares,
+    border_targets,
     soft_targets,
+    step_centres,
     steps_per_group,
 )
 from maskcls.labels import AGE_BOUNDS, TASKS, AgeLabels
@@ -44,6 +48,39 @@ def test_a_tiny_deviation_gives_the_group_itself(years: list[int]) -> None:
     shares = age_group_shares(np.array(years), 0.01)
     assert shares.argmax(dim=1).tolist() == [int(AgeLabels.from_number(age)) for age in years]
     assert shares.max(dim=1).values.min() > 0.999
+
+
+def test_the_last_years_of_a_group_with_a_next_one_are_at_its_border() -> None:
+    assert np.flatnonzero(at_border(np.arange(100))).tolist() == [27, 28, 29, 57, 58, 59]
+
+
+def test_a_half_goes_to_the_next_group_at_the_border_and_less_before_it() -> None:
+    years = np.array([26, 27, 28, 29, 30, 45, 56, 57, 58, 59, 60, 90])
+    # 2.5, 1.5 and 0.5 of 3 years before the border: 0.5 * (1 - 2.5 / 3) = 1 / 12, 3 / 12, 5 / 12.
+    given = np.array([0, 1, 3, 5, 0, 0, 0, 1, 3, 5, 0, 0]) / 12
+    group = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2])
+    expected = np.zeros((12, 3))
+    expected[range(12), group] = 1 - given
+    expected[range(12), np.minimum(group + 1, 2)] += given
+    shares = border_shares(years)
+    assert shares.dtype == torch.float32
+    np.testing.assert_allclose(shares.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["age", "multi"])
+def test_border_targets_soften_the_age_alone(name: str) -> None:
+    task = TASKS[name]
+    labels = np.arange(task.num_classes)
+    young = task.decode(labels)["age"] == 0
+    targets = border_targets(task, labels, np.array([28, 45, 70])[task.decode(labels)["age"]])
+    assert torch.allclose(targets.sum(dim=1), torch.ones(len(labels)))
+    for label, row in zip(labels, targets, strict=True):
+        expected = torch.zeros(task.num_classes)
+        if young[label]:  # the middle group is the next class
+            expected[label], expected[label + 1] = 0.75, 0.25
+        else:
+            expected[label] = 1
+        torch.testing.assert_close(row, expected)
 
 
 @pytest.mark.parametrize("name", ["age", "multi"])
@@ -76,6 +113,19 @@ def test_the_steps_of_a_group_sum_to_its_share(years: list[int], deviation: floa
     assert steps.shape == (len(years), len(AGE_STEPS) + 1)
     groups = torch.stack([part.sum(dim=1) for part in steps.split(steps_per_group(), dim=1)], 1)
     assert torch.allclose(groups, age_group_shares(np.array(years), deviation), atol=1e-6)
+
+
+def test_the_centre_of_a_step_is_the_mean_of_its_years() -> None:
+    steps = age_step_shares(np.arange(90), 0.0)  # a year is in one of them
+    expected = steps.T @ torch.arange(90.0) / steps.sum(dim=0)
+    torch.testing.assert_close(step_centres(), expected)
+
+
+@pytest.mark.parametrize("deviation", [2.0, 4.0, 8.0])
+def test_the_mean_over_the_steps_is_the_age(deviation: float) -> None:
+    years = np.arange(15, 70)
+    mean = age_step_shares(years, deviation) @ step_centres()
+    np.testing.assert_allclose(mean.numpy(), years, atol=1.0)
 
 
 @given(ages)

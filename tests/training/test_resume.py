@@ -44,6 +44,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "plateau": {"schedule": "plateau", "plateau_patience": 0, "ema_decay": 0.0, "lr": 0.0},
     "parts": {"accumulate": 2, "optimizer": "sgd", "criterion": "focal", "clip_norm": 0.0},
+    "sampled": {
+        "sampling": "balanced",
+        "augmentation": "RandAugmentation",
+        "layer_decay": 0.8,
+        "soften_age": 4.0,
+    },
     "early": {"patience": 2, "lr": 0.0, "epochs": 9, "augmentation": "CustomAugmentation"},
 }
 
@@ -140,6 +146,7 @@ def halve(path: Path) -> None:
         ("ema", 2 * STEPS + 3),
         ("plateau", 2 * STEPS + 2),
         ("parts", 2 * STEPS + 4),
+        ("sampled", STEPS + 3),
         ("early", STEPS + 2),
     ],
 )

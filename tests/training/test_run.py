@@ -282,6 +282,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "ema_decay": 0.9},
     "folds": {"fold": 1, "folds": 4},
     "mixed": {"mixup": 0.5, "cutmix": 0.5, "soften_age": 0.0, "auxiliary": 0.0},
+    "sampled": {"sampling": "balanced", "class_weights": "none"},
+    "border ages": {"task": "multi", "border_ages": "soften", "soften_age": 0.0},
+    "ordinal": {"task": "age", "age_loss": "ordinal", "mixup": 0.5},
+    "expected": {"task": "age", "age_loss": "expected", "auxiliary": 0.5},
+    "layers": {"layer_decay": 0.5, "schedule": "plateau"},
+    "randaugment": {"augmentation": "RandAugmentation", "rand_operations": 3, "erasing": 0.5},
+    "mixed rare": {"mixup": 0.5, "cutmix": 0.5, "mix_rare": True, "sampling": "sqrt"},
     "mixed focal": {"mixup": 1.0, "criterion": "focal:0.5,f1:0.5"},
 }
 
@@ -303,6 +310,45 @@ def test_softened_ages_change_what_age_learns_and_nothing_else(data: Path, tmp_p
     age, soft_age, mask_gender, soft_mask_gender = (weights_of(run.folder) for run in runs)
     assert any(not torch.equal(age[key], soft_age[key]) for key in age)
     assert all(torch.equal(mask_gender[key], soft_mask_gender[key]) for key in mask_gender)
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_people_at_a_border_validate_and_do_not_train(data_dir: DataDir, tmp_path: Path) -> None:
+    ages = (20, 27, 28, 29, 30, 45, 57, 59, 60, 22, 40, 26)
+    root = data_dir(12, name="border/train", ages=ages).parent
+    runs, said = {}, {}
+    for task, option in (("age", "keep"), ("age", "drop"), ("mask_gender", "drop")):
+        lines: list[str] = []
+        config = config_of(root, tmp_path, task, border_ages=option, epochs=1, val_ratio=0.5)
+        runs[task, option] = train(config, lines.append).folder
+        [said[task, option]] = [line for line in lines if "validating on" in line]
+    rows = rows_of(runs["age", "drop"] / "split.csv")
+    border = {
+        side: sum(row["side"] == side and int(row["age"]) in (27, 28, 29, 57, 59) for row in rows)
+        for side in ("train", "val")
+    }
+    assert min(border.values()) > 0
+    gone, kept = border["train"], 6 - border["train"]
+    assert (
+        f"{7 * kept} pictures of {kept} people ({7 * gone} of {gone} others left out, at the "
+        "border of an age group), validating on 42 of 6 others" in said["age", "drop"]
+    )
+    assert "left out" not in said["age", "keep"] + said["mask_gender", "drop"]
+    tables = {path: (folder / "split.csv").read_bytes() for path, folder in runs.items()}
+    assert len(set(tables.values())) == 1
+    hashes = {
+        Manifest.from_json(read_checkpoint(folder / "best.pt")["manifest"]).split_hash
+        for folder in runs.values()
+    }
+    assert len(hashes) == 1
+    keep, drop = (weights_of(runs["age", option]) for option in ("keep", "drop"))
+    assert not same(keep, drop)
+
+
+def test_a_border_that_leaves_nobody(data_dir: DataDir, tmp_path: Path) -> None:
+    root = data_dir(4, name="border/train", ages=(27, 28, 58, 59)).parent
+    with pytest.raises(DataError, match="no readable training picture that border_ages drop keeps"):
+        fit(root, tmp_path, "age", border_ages="drop", val_ratio=0.5)
 
 
 @pytest.mark.usefixtures("plain_figures")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from maskcls.config import resolve
+from maskcls.config import MODEL_NAMES, resolve
 from maskcls.models import create_model
-from maskcls.training.schedule import Schedule, create_optimizer, get_lr
+from maskcls.training.schedule import Schedule, create_optimizer, get_lr, network_layers
 
 PEAK, STEPS = 0.5, 10  # steps per epoch
 
@@ -124,3 +124,74 @@ def test_the_optimiser_is_the_one_of_the_config() -> None:
         optimizer = create_optimizer(model, config)
         assert type(optimizer) is kind
         assert get_lr(optimizer) == 0.125
+
+
+# --- a rate for each layer ---------------------------------------------------------------------
+
+FIRST_AND_LAST = {
+    "base": ("conv1", "fc", 4),
+    "resnet18": ("conv1", "fc", 2 + 8),
+    "resnet34": ("conv1", "fc", 2 + 16),
+    "resnext50": ("conv1", "fc", 2 + 16),
+    "resnext101": ("conv1", "fc", 2 + 33),
+    "efficientnet_b3": ("_conv_stem", "_fc", 3 + 26),
+    "efficientnet_b3_init": ("_conv_stem", "_fc", 3 + 26),
+    "efficientnet_b4": ("_conv_stem", "_fc", 3 + 32),
+    "efficientnet_b5": ("_conv_stem", "_fc", 3 + 39),
+    "vgg19": ("features.0", "classifier.6", 16 + 3),
+}
+"""First and last layer, and how many: of what the papers count, blocks as one."""
+
+
+def small_network(name: str) -> nn.Module:
+    with torch.device("meta"):  # nothing is computed: VGG19 alone would take 560 MB
+        return create_model(name, 3, (32, 32), steps=(2, 3, 1), auxiliary=4)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_layers_hold_every_parameter_once_in_the_order_of_the_network(name: str) -> None:
+    model = small_network(name)
+    layers = network_layers(model)
+    first, last, count = FIRST_AND_LAST[name]
+    assert len(layers) == count
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    found = [names[id(parameter)] for layer in layers for parameter in layer]
+    assert found == [key for key, _ in model.named_parameters()]
+    assert names[id(layers[0][0])] == f"{first}.weight"
+    assert {names[id(p)] for p in layers[-1]} == {f"{last}.weight", f"{last}.bias"}
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_rates_fall_from_the_classifier_to_the_pictures(name: str) -> None:
+    model = small_network(name)
+    flags = {"layer_decay": 0.5, "lr": PEAK, "optimizer": "sgd", "weight_decay": 0.25}
+    flags |= {"schedule": "cosine", "warmup_epochs": 0.5, "epochs": 4}
+    config = resolve("age", "scratch", flags=flags)
+    optimizer = create_optimizer(model, config)
+    schedule = Schedule(optimizer, config, STEPS)
+    for step in (1, 3, 17):
+        schedule.set_rate(step)
+        rates = {
+            id(parameter): group["lr"]
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        layers = network_layers(model)[::-1]
+        assert len(rates) == sum(map(len, layers)) == len(list(model.parameters()))
+        for depth, layer in enumerate(layers):
+            expected = schedule.rate(step) * 0.5**depth
+            assert [rates[id(p)] for p in layer] == pytest.approx([expected] * len(layer))
+        assert get_lr(optimizer) == schedule.rate(step) > 0  # what the log shows
+    for group in optimizer.param_groups:
+        assert {p.ndim > 1 for p in group["params"]} <= {group["weight_decay"] == 0.25}
+
+
+def test_without_layers_there_are_two_groups_and_an_older_state_loads() -> None:
+    optimizer, schedule = make()
+    assert len(optimizer.param_groups) == 2
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["lr_scale"]  # as it was before
+    optimizer.load_state_dict(state)
+    schedule.set_rate(3)
+    assert {group["lr"] for group in optimizer.param_groups} == {PEAK * 3 / 5}
