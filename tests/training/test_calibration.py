@@ -24,20 +24,9 @@ from maskcls.manifest import Calibration, Manifest
 from maskcls.models import load_model, predict_logits
 from maskcls.training import RunResult, engines, handlers, train
 from maskcls.training.calibration import METRICS, calibrate
+from tests.training import small
 
-SMALL = {
-    "model": "base",
-    "weights": "none",
-    "height": 32,
-    "width": 32,
-    "crop": None,
-    "epochs": 3,
-    "batch_size": 16,
-    "val_ratio": 0.25,
-    "device": "cpu",
-    "precision": "fp32",
-    "lr": 0.005,
-}
+SMALL = small.SMALL | {"epochs": 3, "lr": 0.005}
 Fit = Callable[..., tuple[RunResult, list[str]]]
 
 

@@ -16,6 +16,7 @@ import pytest
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import resolve
 from maskcls.data.sample import make_sample
+from tests.training import small
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="forks"),
@@ -24,20 +25,7 @@ pytestmark = [
 ]
 
 STEPS = 4  # of an epoch: 9 people, 63 pictures
-SMALL = {
-    "model": "base",
-    "weights": "none",
-    "height": 32,
-    "width": 32,
-    "crop": None,
-    "epochs": 3,
-    "batch_size": 16,
-    "val_ratio": 0.25,
-    "device": "cpu",
-    "precision": "fp32",
-    "lr": 0.005,
-    "ema_decay": 0.9,
-}
+SMALL = small.SMALL | {"epochs": 3, "lr": 0.005, "ema_decay": 0.9}
 CASES: dict[str, dict[str, Any]] = {
     "cosine": {"patience": 3, "auxiliary": 0.5, "workers": 1},
     "plateau": {"schedule": "plateau", "plateau_patience": 0, "lr": 0.0, "accumulate": 2},

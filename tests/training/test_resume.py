@@ -17,20 +17,9 @@ from maskcls.data.sample import make_sample
 from maskcls.errors import CheckpointError, ConfigError, TrainingError
 from maskcls.files import locked
 from maskcls.training import RunResult, handlers, resume, train
+from tests.training import small
 
-SMALL = {
-    "model": "base",
-    "weights": "none",
-    "height": 32,
-    "width": 32,
-    "crop": None,
-    "epochs": 3,
-    "batch_size": 16,
-    "val_ratio": 0.25,
-    "device": "cpu",
-    "precision": "fp32",
-    "lr": 0.005,
-}
+SMALL = small.SMALL | {"epochs": 3, "lr": 0.005}
 Check = Callable[[Path, Path], None]
 STEPS = 4  # of an epoch: 9 people, 63 pictures
 

@@ -36,20 +36,10 @@ from maskcls.manifest import Manifest
 from maskcls.models import load_model
 from maskcls.training import RunResult, handlers, increment_path, run, train
 from maskcls.training.engines import resolve_precision
+from tests.training import small
 
 DataDir = Callable[..., Path]
-SMALL = {
-    "model": "base",
-    "weights": "none",
-    "height": 32,
-    "width": 32,
-    "crop": None,
-    "epochs": 2,
-    "batch_size": 16,
-    "val_ratio": 0.25,
-    "device": "cpu",
-    "precision": "fp32",
-}
+SMALL = small.SMALL | {"epochs": 2}
 
 
 @pytest.fixture(scope="module")
