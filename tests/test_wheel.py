@@ -105,6 +105,7 @@ def test_metadata(wheel: Path) -> None:
         "runtime",
         "train",
         "bench",
+        "docs",
         "parquet",
         "all",
         "dev",
