@@ -122,6 +122,7 @@ def python_index() -> str:
     """A table of the units, each with what it is in a sentence."""
     lines = [
         "# Python",
+        "",
         "`import maskcls` loads nothing else: import the module you need. Examples to run stand in "
         "the README. Names without a leading underscore are described here; shapes are written as "
         "(N, C), and what a function raises is a class of [maskcls.errors](errors.md).",
@@ -137,7 +138,8 @@ def python_index() -> str:
 def summary(unit: str) -> str:
     """The first sentence of a unit's docstring."""
     text = ast.get_docstring(ast.parse(source(unit).read_text("utf-8"))) or ""
-    return escape(re.split(r"(?<=\.)\s", " ".join(text.partition("\n\n")[0].split()))[0])
+    first = re.split(r"(?<=\.)\s", " ".join(text.partition("\n\n")[0].split()))[0]
+    return first.replace("|", "\\|")  # Markdown already
 
 
 def source(unit: str) -> Path:
