@@ -71,7 +71,7 @@ def program(command: str) -> str:
 
 def script(command: str) -> str:
     """The same → `train`; empty for another program."""
-    if program(command) != "python":
+    if Path(program(command)).name != "python":
         return ""
     found = re.search(r"\bpython (?:cli|export)/(\w+)\.py\b", command)
     assert found, f"{command}: not a script of cli/ or export/"
