@@ -249,8 +249,11 @@ def _audit(
     write_gallery(audit, shown, out / "audit.html", pictures=pictures)
     proposed = propose(audit, [one for each in shown.values() for one in each], earlier)
     write_fixes(table, proposed)
+    kept = len(set(earlier) & set(proposed))
     print(
-        f"wrote {out / 'audit.html'}, {table} ({len(proposed)} corrections), {out / 'ranking.csv'}"
+        f"wrote {out / 'audit.html'}, {out / 'ranking.csv'} and {table}: "
+        f"{len(proposed) - kept} new corrections"
+        + (f", {kept} of {len(earlier)} earlier ones" if earlier else "")
     )
     folders = " ".join(f"--data-dir {folder}" for folder in audit.data_dirs)
     print(

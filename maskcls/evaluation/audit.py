@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,10 +88,11 @@ def audit_labels(predictions: Sequence[OutOfFold], fixes: Sequence[Fix] = ()) ->
     rows: dict[str, list[_Row]] = {name: [] for name in ATTRIBUTES}
     for one in predictions:
         _collect(one, people, rows)
+    corrected = {(nfc(fix.target), fix.field) for fix in fixes}
     return Audit(
         tuple(one.file for one in predictions),
         people.data_dirs,
-        {name: _rank(name, each) for name, each in rows.items() if each},
+        {name: _rank(name, each, corrected) for name, each in rows.items() if each},
     )
 
 
@@ -228,8 +229,11 @@ def _label(task: Task, profile: Profile, picture: Picture) -> int:
 # --- judging -------------------------------------------------------------------------------------
 
 
-def _rank(attribute: str, rows: Sequence[_Row]) -> list[Finding]:
-    """All labels of an attribute, the most doubtful first."""
+def _rank(
+    attribute: str, rows: Sequence[_Row], corrected: Container[tuple[str, str]]
+) -> list[Finding]:
+    """All labels of an attribute, the most doubtful first; `corrected`: (target, attribute) of
+    labels that are not the data's own."""
     of_picture = attribute in PICTURE_FIELDS
     facts: dict[tuple[str, int], list[int]] = {}
     for number, row in enumerate(rows):
@@ -258,6 +262,12 @@ def _rank(attribute: str, rows: Sequence[_Row]) -> list[Finding]:
             one, other = findings[swap.one], findings[swap.other]
             findings[swap.one] = _swapped(one, other, swap.doubt)
             findings[swap.other] = _swapped(other, one, swap.doubt)
+    findings = [
+        replace(one, why=f"{one.why}; the label is an earlier correction")
+        if (nfc(one.target), attribute) in corrected
+        else one
+        for one in findings
+    ]
     return sorted(findings, key=lambda finding: (-finding.doubt, finding.target))
 
 
