@@ -18,6 +18,7 @@ How to read it: benchmarks/README.md. All options: python benchmarks/audit.py --
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import platform
@@ -118,7 +119,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found = {}
     for attribute in args.attributes:
         predictions = folder / f"{TASK_OF[attribute]}.csv"
-        write_out_of_fold(runs[TASK_OF[attribute]], predictions)
+        write_out_of_fold(runs[TASK_OF[attribute]], predictions, wrong)
         found[attribute] = score(predictions, attribute, wrong, folder)
     return {
         "data": [folder.name for folder in args.data_dir],
@@ -194,7 +195,7 @@ def train_folds(
     return runs
 
 
-def write_out_of_fold(runs: Sequence[Path], file: Path) -> None:
+def write_out_of_fold(runs: Sequence[Path], file: Path, fixes: Sequence[Fix]) -> None:
     """What each run answers for the people who validated it, as an `oof.csv` that audits read."""
     from maskcls.files import replacing, write_rows
     from maskcls.provenance import provenance_path
@@ -215,7 +216,8 @@ def write_out_of_fold(runs: Sequence[Path], file: Path) -> None:
                 )
                 numbers = [f"{share:.6f}" for share in shares]
                 write_rows(table, [(*cells, int(shares.argmax()), *numbers)])
-    provenance_path(file).write_text(json.dumps({"task": task.name}) + "\n", "utf-8")
+    described = {"task": task.name, "fixes": [dataclasses.asdict(fix) for fix in fixes]}
+    provenance_path(file).write_text(json.dumps(described) + "\n", "utf-8")
 
 
 def answers(run: Path) -> Iterator[tuple[str, Profile, Path, int, np.ndarray]]:
@@ -253,9 +255,9 @@ def answers(run: Path) -> Iterator[tuple[str, Profile, Path, int, np.ndarray]]:
 def score(predictions: Path, attribute: str, wrong: Sequence[Fix], folder: Path) -> dict[str, Any]:
     """How many of the wrong labels the audit finds."""
     from maskcls.evaluation.audit import audit_labels, chosen, write_ranking
-    from maskcls.evaluation.oof import read_out_of_fold
+    from maskcls.evaluation.oof import read_oof
 
-    audit = audit_labels([read_out_of_fold(predictions)], wrong)
+    audit = audit_labels([read_oof(predictions)])
     write_ranking(audit, folder / f"ranking_{attribute}.csv")
     ranking = audit.rankings[attribute]
     targets = {fix.target for fix in wrong if fix.field == attribute}

@@ -68,8 +68,8 @@ example:
   maskcls-data check data/train --fixes audit/fixes.csv
   maskcls-train --task all --data-dir data/train --fixes audit/fixes.csv
 
-Pictures and train.csv are not changed. With --fixes, fixes.csv holds those corrections and the new
-ones, so that one table does for all.
+Pictures and train.csv are not changed. If the networks were trained with --fixes, fixes.csv holds
+those corrections and the new ones, so that one table does for all.
 """
 
 SAMPLE_EPILOG = """\
@@ -129,10 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="out-of-fold predictions, of one task or several",
-    )
-    audit.add_argument(
-        "--fixes", type=Path, metavar="FILE", help="the corrections that those trainings had"
+        help="oof.csv, or the folder with it; of one task or several",
     )
     audit.add_argument(
         "--out", type=Path, default=Path("audit"), metavar="DIR", help="default: audit"
@@ -176,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "sample":
         return _sample(args.out, args.people, args.eval_people, args.seed)
     if args.command == "audit":
-        return _audit(args.oof, args.fixes, args.out, args.top, pictures=not args.no_pictures)
+        return _audit(args.oof, args.out, args.top, pictures=not args.no_pictures)
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: needs at least 1")
     return _check(args.data_dir, args.fixes, args.workers, args.json, show_all=args.all)
@@ -218,14 +215,12 @@ def _top(text: str) -> int | float:
     return share
 
 
-def _audit(
-    oof: Sequence[Path], fixes: Path | None, out: Path, top: int | float, *, pictures: bool
-) -> int:
-    from maskcls.data.fixes import PICTURE_FIELDS, read_fixes, write_fixes
+def _audit(oof: Sequence[Path], out: Path, top: int | float, *, pictures: bool) -> int:
+    from maskcls.data.fixes import PICTURE_FIELDS, write_fixes
     from maskcls.errors import DataError
     from maskcls.evaluation.audit import audit_labels, chosen, propose, write_ranking
     from maskcls.evaluation.gallery import write_gallery
-    from maskcls.evaluation.oof import read_out_of_fold
+    from maskcls.evaluation.oof import read_oof
 
     table = out / "fixes.csv"
     if table.exists():
@@ -233,8 +228,7 @@ def _audit(
             f"{table} is there already, and somebody may have reviewed it; move it, or name "
             "another folder with --out"
         )
-    earlier = read_fixes(fixes) if fixes else []
-    audit = audit_labels([read_out_of_fold(path) for path in oof], earlier)
+    audit = audit_labels([read_oof(path) for path in oof])
     shown = {name: chosen(ranking, top) for name, ranking in audit.rankings.items()}
     for name, ranking in audit.rankings.items():
         what = "pictures" if name in PICTURE_FIELDS else "people"
@@ -247,13 +241,13 @@ def _audit(
         )
     write_ranking(audit, out / "ranking.csv")
     write_gallery(audit, shown, out / "audit.html", pictures=pictures)
-    proposed = propose(audit, [one for each in shown.values() for one in each], earlier)
+    proposed = propose(audit, [one for each in shown.values() for one in each])
     write_fixes(table, proposed)
-    kept = len(set(earlier) & set(proposed))
+    kept = len(set(audit.fixes) & set(proposed))
     print(
         f"wrote {out / 'audit.html'}, {out / 'ranking.csv'} and {table}: "
         f"{len(proposed) - kept} new corrections"
-        + (f", {kept} of {len(earlier)} earlier ones" if earlier else "")
+        + (f", {kept} of {len(audit.fixes)} earlier ones" if audit.fixes else "")
     )
     folders = " ".join(f"--data-dir {folder}" for folder in audit.data_dirs)
     print(

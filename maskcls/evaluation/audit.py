@@ -26,9 +26,10 @@ from maskcls.evaluation.label_errors import (
     judge,
     pool,
 )
-from maskcls.evaluation.oof import OutOfFold
+from maskcls.evaluation.oof import OofTable
 from maskcls.files import replacing, write_rows
 from maskcls.labels import ATTRIBUTES, AgeLabels, GenderLabels, MaskLabels, Task
+from maskcls.provenance import provenance_path
 
 RANKING_COLUMNS = (
     *("attribute", "rank", "target", "label", "answer", "doubt", "p_label", "p_answer"),
@@ -71,19 +72,27 @@ class Audit:
 
     files: tuple[Path, ...]
     data_dirs: tuple[Path, ...]
+    fixes: tuple[Fix, ...]  # that the trainings had
     rankings: Mapping[str, Sequence[Finding]]  # attribute → all its labels, the most doubtful first
 
 
-def audit_labels(predictions: Sequence[OutOfFold], fixes: Sequence[Fix] = ()) -> Audit:
+def audit_labels(predictions: Sequence[OofTable]) -> Audit:
     """Predictions of one or several tasks, or of several trainings of one: what answers the same
-    label is taken together. `fixes`: those that the trainings had.
+    label is taken together.
 
     Raises:
-        DataError: none given; a data folder that cannot be read; a picture that is not in it, or
-            has another label there.
+        DataError: none given; of trainings with different corrections; a data folder that cannot be
+            read; a picture that is not in it, or has another label there.
     """
     if not predictions:
         raise DataError("no out-of-fold predictions were given")
+    fixes = predictions[0].fixes
+    for one in predictions:
+        if set(one.fixes) != set(fixes):
+            raise DataError(
+                f"{predictions[0].file} and {one.file}: of trainings with different --fixes; audit "
+                "them one by one"
+            )
     people = _People(predictions, fixes)
     rows: dict[str, list[_Row]] = {name: [] for name in ATTRIBUTES}
     for one in predictions:
@@ -92,6 +101,7 @@ def audit_labels(predictions: Sequence[OutOfFold], fixes: Sequence[Fix] = ()) ->
     return Audit(
         tuple(one.file for one in predictions),
         people.data_dirs,
+        fixes,
         {name: _rank(name, each, corrected) for name, each in rows.items() if each},
     )
 
@@ -106,7 +116,7 @@ def chosen(ranking: Sequence[Finding], top: int | float) -> list[Finding]:
     return first + [finding for finding in ranking[count:] if finding.target in partners]
 
 
-def propose(audit: Audit, findings: Sequence[Finding], fixes: Sequence[Fix] = ()) -> list[Fix]:
+def propose(audit: Audit, findings: Sequence[Finding]) -> list[Fix]:
     """The corrections that the findings ask for, after the ones that there were, which stay: one
     table for `maskcls-data check` and for training. A finding that takes an earlier one back
     leaves neither of them.
@@ -115,7 +125,7 @@ def propose(audit: Audit, findings: Sequence[Finding], fixes: Sequence[Fix] = ()
     proposed for people with two labels in two data folders, nor for names that are no UTF-8: a
     table of fixes cannot name them.
     """
-    table = {(nfc(fix.target), fix.field): fix for fix in fixes}
+    table = {(nfc(fix.target), fix.field): fix for fix in audit.fixes}
     ambiguous = _labelled_twice(audit)
     for finding in findings:
         key = (nfc(finding.target), finding.attribute)
@@ -171,13 +181,13 @@ class _Row:
 class _People:
     """The pictures of the data folders that predictions name."""
 
-    def __init__(self, predictions: Sequence[OutOfFold], fixes: Sequence[Fix]) -> None:
+    def __init__(self, predictions: Sequence[OofTable], fixes: Sequence[Fix]) -> None:
         names = {name for one in predictions for name in one.data_dirs}
         self._folders = {name: Path(name).resolve() for name in sorted(names)}
         self.data_dirs = tuple(map(Path, self._folders))
-        folders = sorted(set(self._folders.values()))
+        named = {folder: Path(name) for name, folder in self._folders.items()}
         try:
-            profiles = [read_profiles(folder) for folder in folders]
+            profiles = [read_profiles(name) for name in named.values()]
         except DataError as error:
             files = ", ".join(str(one.file) for one in predictions)
             raise DataError(
@@ -186,7 +196,7 @@ class _People:
         fixed = iter(apply_fixes([one for part in profiles for one in part], fixes))
         self._pictures = {
             (folder, f"{profile.person}/{nfc(picture.path.name)}"): (profile, picture)
-            for folder, part in zip(folders, profiles, strict=True)
+            for folder, part in zip(named, profiles, strict=True)
             for profile in itertools.islice(fixed, len(part))
             for picture in profile.pictures
         }
@@ -195,7 +205,7 @@ class _People:
         return self._pictures.get((self._folders[data_dir], nfc(path)))
 
 
-def _collect(one: OutOfFold, people: _People, rows: dict[str, list[_Row]]) -> None:
+def _collect(one: OofTable, people: _People, rows: dict[str, list[_Row]]) -> None:
     """Adds the answers to the rows of each attribute.
 
     Raises:
@@ -214,8 +224,8 @@ def _collect(one: OutOfFold, people: _People, rows: dict[str, list[_Row]]) -> No
             own = one.task.class_names[_label(one.task, profile, picture)]
             raise DataError(
                 f"{one.where(number)}: {one.paths[number]!r} is labelled "
-                f"{one.task.class_names[label]!r} there, and {own!r} in the data; give the --fixes "
-                "that the training had, or none if it had none"
+                f"{one.task.class_names[label]!r} there, and {own!r} in the data, with the "
+                f"corrections that {provenance_path(one.file).name} names; train anew"
             )
         for attribute, digit in one.task.decode(label).items():
             probabilities = marginals[attribute][number]

@@ -4,7 +4,8 @@
     data/train,000001_female_Asian_45/mask1.jpg,000001_female_Asian_45,0,1,1,0.02,0.95,…
 
 `path` is relative to the folder of `data_dir` that holds the people; `label` and `answer` are
-classes of the task that `oof.csv.json`, beside the table, names.
+classes of the task that `oof.csv.json`, beside the table, names. There, too, are the corrections
+of labels that the trainings had.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from maskcls.data.fixes import PERSON_FIELDS, PICTURE_FIELDS, Fix
 from maskcls.data.profiles import nfc
 from maskcls.errors import ConfigError, DataError
 from maskcls.labels import Task, get_task
@@ -30,11 +32,12 @@ TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class OutOfFold:
+class OofTable:
     """The rows of an `oof.csv`, in its order."""
 
     file: Path
     task: Task
+    fixes: tuple[Fix, ...]  # with which labels were corrected
     data_dirs: tuple[str, ...]  # (N)
     paths: tuple[str, ...]  # (N) {person}/{file}, as they lie on the disk
     lines: tuple[int, ...]  # (N) where each stands in the file
@@ -46,14 +49,15 @@ class OutOfFold:
         return f"{self.file}, line {self.lines[row]}"
 
 
-def read_out_of_fold(path: Path) -> OutOfFold:
-    """An `oof.csv` with the `oof.csv.json` beside it.
+def read_oof(path: Path) -> OofTable:
+    """An `oof.csv`, or the folder it lies in, with the `oof.csv.json` beside it.
 
     Raises:
         DataError: no such files, not a table, a task that does not exist or whose classes are not
             the columns, a row that does not fit, a picture that stands twice. Names file and line.
     """
-    task = _read_task(provenance_path(path))
+    path = path / "oof.csv" if path.is_dir() else path
+    task, fixes = _read_description(provenance_path(path))
     probability_columns = [f"p_{label}" for label in range(task.num_classes)]
     data_dirs, paths, lines, labels, rows = [], [], [], [], []
     first_lines: dict[tuple[str, str], int] = {}
@@ -84,9 +88,10 @@ def read_out_of_fold(path: Path) -> OutOfFold:
         raise DataError(f"{path}: not a CSV table: {error}") from None
     if not rows:
         raise DataError(f"{path}: no rows under the header")
-    return OutOfFold(
+    return OofTable(
         path,
         task,
+        fixes,
         tuple(data_dirs),
         tuple(paths),
         tuple(lines),
@@ -95,16 +100,24 @@ def read_out_of_fold(path: Path) -> OutOfFold:
     )
 
 
-def _read_task(file: Path) -> Task:
+def _read_description(file: Path) -> tuple[Task, tuple[Fix, ...]]:
     try:
         values = json.loads(file.read_text("utf-8"))
-        return get_task(str(values["task"]))
+        task = get_task(str(values["task"]))
+        fixes = tuple(Fix(**fix) for fix in values.get("fixes", ()))
+        if any(fix.field not in (*PERSON_FIELDS, *PICTURE_FIELDS) for fix in fixes) or not all(
+            isinstance(cell, str) for fix in fixes for cell in astuple(fix)
+        ):
+            raise ValueError
+        return task, fixes
     except OSError as error:
         raise DataError(
             f"{file}: {error.strerror or error}; it says which task the predictions are of"
         ) from None
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise DataError(f'{file}: not a JSON object with a "task"') from None
+        raise DataError(
+            f'{file}: not a JSON object with a "task", and "fixes" as a table of fixes has them'
+        ) from None
     except ConfigError as error:
         raise DataError(f"{file}: {error}") from None
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from maskcls.data.fixes import Fix
 from maskcls.data.profiles import Profile
 from maskcls.labels import AGE_BOUNDS, TASKS, Task, softmax
 
@@ -92,8 +94,10 @@ def write_oof(
     data_dir: Path,
     labelled: Sequence[Profile],
     probabilities: Sequence[np.ndarray],
+    fixes: Sequence[Fix] = (),
 ) -> Path:
-    """An `oof.csv` with its JSON: people as they are labelled, and their pictures' answers."""
+    """An `oof.csv` with its JSON: people as they are labelled, their pictures' answers, and the
+    corrections behind the labels."""
     task = TASKS[task_name]
     rows: list[Sequence[object]] = [
         ("data_dir", "path", "person", "fold", "label", "answer")
@@ -111,5 +115,6 @@ def write_oof(
             )
     with file.open("w", encoding="utf-8", newline="") as table:
         csv.writer(table).writerows(rows)
-    file.with_name(file.name + ".json").write_text(json.dumps({"task": task_name}), "utf-8")
+    described = {"task": task_name, "fixes": [asdict(fix) for fix in fixes]}
+    file.with_name(file.name + ".json").write_text(json.dumps(described), "utf-8")
     return file

@@ -10,7 +10,7 @@ import pytest
 
 from maskcls.data.profiles import read_profiles
 from maskcls.errors import DataError
-from maskcls.evaluation.oof import read_out_of_fold
+from maskcls.evaluation.oof import read_oof
 from maskcls.labels import TASKS
 from tests.evaluation.synthetic import answers, write_oof
 
@@ -31,7 +31,7 @@ def test_what_was_written_is_read(data_dir: DataDir, tmp_path: Path, task: str) 
     root = data_dir(6)
     people = read_profiles(root)
     given = answers(np.random.default_rng(0), TASKS[task], people)
-    read = read_out_of_fold(write_oof(tmp_path / "oof.csv", task, root, people, given))
+    read = read_oof(write_oof(tmp_path / "oof.csv", task, root, people, given))
     assert read.task is TASKS[task]
     assert read.probabilities == pytest.approx(np.concatenate(given), abs=1e-5)
     assert read.probabilities.sum(axis=1) == pytest.approx(np.ones(42))
@@ -47,8 +47,9 @@ def test_what_was_written_is_read(data_dir: DataDir, tmp_path: Path, task: str) 
 def test_more_columns_korean_names_and_rounding(tmp_path: Path) -> None:
     name = "000001_female_아시아_45"
     row = f"data,{name}/mask1.jpg,{name},0,1,0,0.7504,0.2500,?"
-    read = read_out_of_fold(table(tmp_path, HEADER + ",note", row))
+    read = read_oof(table(tmp_path, HEADER + ",note", row))
     assert read.paths == (f"{name}/mask1.jpg",)
+    assert read_oof(tmp_path).paths == read.paths  # the folder names it, too
     assert read.probabilities == pytest.approx(np.array([[0.7501, 0.2499]]), abs=1e-4)
 
 
@@ -79,7 +80,7 @@ def test_more_columns_korean_names_and_rounding(tmp_path: Path) -> None:
 def test_bad_tables(tmp_path: Path, lines: list[str], reason: str) -> None:
     file = table(tmp_path, *lines)
     with pytest.raises(DataError, match=reason) as caught:
-        read_out_of_fold(file)
+        read_oof(file)
     assert str(caught.value).startswith(str(file))
 
 
@@ -90,20 +91,27 @@ def test_bad_tables(tmp_path: Path, lines: list[str], reason: str) -> None:
         ('{"tasks": "gender"}', 'not a JSON object with a "task"'),
         ('["gender"]', "not a JSON object"),
         ("gender", "not a JSON object"),
+        ('{"task": "gender", "fixes": [{"target": "a"}]}', 'and "fixes" as a table of fixes'),
+        (
+            '{"task": "gender", "fixes": [{"target": "a", "field": "sex", "old": "male", '
+            '"new": "female", "why": ""}]}',
+            'and "fixes" as',
+        ),
+        ('{"task": "gender", "fixes": 3}', 'and "fixes" as a table of fixes'),
         ('{"task": "age"}', "no column p_2; of the task age, which has 3 classes"),
     ],
 )
 def test_bad_tasks(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        read_out_of_fold(table(tmp_path, HEADER, ROW, task=text))
+        read_oof(table(tmp_path, HEADER, ROW, task=text))
 
 
 def test_missing_files(tmp_path: Path) -> None:
     file = table(tmp_path, HEADER, ROW)
     (tmp_path / "oof.csv.json").unlink()
     with pytest.raises(DataError, match=r"oof\.csv\.json: No such file.*which task"):
-        read_out_of_fold(file)
+        read_oof(file)
     table(tmp_path, HEADER, ROW)
     file.unlink()
     with pytest.raises(DataError, match=r"oof\.csv: No such file"):
-        read_out_of_fold(file)
+        read_oof(file)
