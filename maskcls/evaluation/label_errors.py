@@ -98,7 +98,8 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     own = probabilities[np.arange(len(labels)), labels]
     sums = np.bincount(labels, own, minlength=len(counts))
-    return np.divide(sums, counts, out=np.full(len(counts), np.inf), where=counts > 0)
+    means: np.ndarray = np.divide(sums, counts, out=np.full(len(counts), np.inf), where=counts > 0)
+    return means
 
 
 def age_agreement(ages: np.ndarray) -> np.ndarray:
