@@ -41,6 +41,10 @@ LIGHT_MODULES = (
     "maskcls.evaluation.groups",
     "maskcls.evaluation.reliability",
     "maskcls.evaluation.report",
+    "maskcls.evaluation.oof",
+    "maskcls.evaluation.label_errors",
+    "maskcls.evaluation.audit",
+    "maskcls.evaluation.gallery",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 
