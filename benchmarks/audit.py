@@ -18,14 +18,12 @@ How to read it: benchmarks/README.md. All options: python benchmarks/audit.py --
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import math
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 from benchmarks.shared import processor, require_positive, write_figures
 from maskcls.commands._run import guarded
 from maskcls.errors import ConfigError
-from maskcls.labels import ATTRIBUTES, TASKS, softmax
+from maskcls.labels import ATTRIBUTES
 from maskcls.runtime.engines import usable_cores
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from maskcls.data.fixes import Fix
     from maskcls.data.profiles import Profile
     from maskcls.evaluation.audit import Audit
@@ -112,15 +108,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     fixes = folder / "wrong.csv"
     write_fixes(fixes, wrong)
-    runs: dict[str, list[Path]] = {}
+    groups: dict[str, Path] = {}
     for task in TASK_OF.values():
         if task in [TASK_OF[name] for name in args.attributes]:
-            runs[task] = train_folds(args, folder, task, fixes, runs.get("mask_gender"))
-    found = {}
-    for attribute in args.attributes:
-        predictions = folder / f"{TASK_OF[attribute]}.csv"
-        write_out_of_fold(runs[TASK_OF[attribute]], predictions, wrong)
-        found[attribute] = score(predictions, attribute, wrong, folder)
+            groups[task] = train_folds(args, folder, task, fixes, groups.get("mask_gender"))
+    found = {
+        attribute: score(groups[TASK_OF[attribute]], attribute, wrong, folder)
+        for attribute in args.attributes
+    }
     return {
         "data": [folder.name for folder in args.data_dir],
         "share": args.share,
@@ -165,99 +160,42 @@ def make_wrong(profiles: Sequence[Profile], attribute: str, share: float, seed: 
 
 
 def train_folds(
-    args: argparse.Namespace, folder: Path, task: str, fixes: Path, before: list[Path] | None
-) -> list[Path]:
-    """The run folders of the folds. `before`: those of the network that each starts from."""
+    args: argparse.Namespace, folder: Path, task: str, fixes: Path, before: Path | None
+) -> Path:
+    """A group of folds, with what each answers for its people. `before`: the group from which each
+    fold starts."""
     from maskcls.config import resolve
-    from maskcls.training import train
+    from maskcls.evaluation.out_of_fold import answer_out_of_fold, write_out_of_fold
+    from maskcls.training.engines import resolve_device
+    from maskcls.training.folds import start_group, train_group
 
     given = {
         name: getattr(args, name)
         for name in ("model", "height", "width", "epochs", "batch_size")
         if getattr(args, name) is not None
     }
-    runs = []
-    for fold in range(args.folds):
-        flags = {
-            **given,
-            "data_dir": tuple(str(one) for one in args.data_dir),
-            "model_dir": str(folder / "runs"),
-            "name": f"fold{fold}",
-            "fixes": str(fixes),
-            "fold": fold,
-            "folds": args.folds,
-            "seed": args.seed,
-            "weights": "none" if before is None else str(before[fold] / "best.pt"),
-        }
-        runs.append(
-            train(resolve(task, "scratch" if before is None else "branch", flags=flags)).folder
-        )
-    return runs
+    flags = {
+        **given,
+        "data_dir": tuple(str(one) for one in args.data_dir),
+        "model_dir": str(folder / "runs"),
+        "name": "folds",
+        "fixes": str(fixes),
+        "folds": args.folds,
+        "seed": args.seed,
+        "weights": "none" if before is None else str(before),
+    }
+    group = start_group(resolve(task, "scratch" if before is None else "branch", flags=flags))
+    train_group(group)
+    write_out_of_fold(answer_out_of_fold(group, resolve_device("auto")))
+    return group
 
 
-def write_out_of_fold(runs: Sequence[Path], file: Path, fixes: Sequence[Fix]) -> None:
-    """What each run answers for the people who validated it, as an `oof.csv` that audits read."""
-    from maskcls.files import replacing, write_rows
-    from maskcls.provenance import provenance_path
-
-    task = TASKS[runs[0].parent.name]
-    header = ["data_dir", "path", "person", "fold", "label", "answer"]
-    header += [f"p_{label}" for label in range(task.num_classes)]
-    with replacing(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
-        write_rows(table, [header])
-        for fold, run in enumerate(runs):
-            for data_dir, profile, path, label, shares in answers(run):
-                cells = (
-                    data_dir,
-                    f"{profile.folder.name}/{path.name}",
-                    profile.person,
-                    fold,
-                    label,
-                )
-                numbers = [f"{share:.6f}" for share in shares]
-                write_rows(table, [(*cells, int(shares.argmax()), *numbers)])
-    described = {"task": task.name, "fixes": [dataclasses.asdict(fix) for fix in fixes]}
-    provenance_path(file).write_text(json.dumps(described) + "\n", "utf-8")
-
-
-def answers(run: Path) -> Iterator[tuple[str, Profile, Path, int, np.ndarray]]:
-    """(data folder, person, picture, label, class probabilities) of the validation pictures."""
-    import numpy as np
-
-    from maskcls.checkpoints import read_checkpoint
-    from maskcls.classifier import TorchClassifier
-    from maskcls.data.runs import people_of_run
-    from maskcls.manifest import Manifest
-    from maskcls.runtime import Source
-    from maskcls.runtime.labelling import decoded_batches
-    from maskcls.training.engines import resolve_device
-
-    checkpoint = run / "best.pt"
-    manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
-    task = manifest.get_task()
-    engine = TorchClassifier([checkpoint], resolve_device("auto"), complete=False)
-    people = people_of_run(checkpoint, manifest, "val")
-    shown = {str(picture.path): (one, picture) for one in people for picture in one.pictures}
-    sources = [Source(name, Path(name)) for name in shown]
-    folders = manifest.config["data_dir"]
-    for batch in decoded_batches(engine.specs, sources, 64, 2, None):
-        good = [each for each in batch if not each.error]
-        if not good:
-            continue
-        shares = softmax(engine.logits(0, np.stack([each.pixels[0] for each in good])))
-        for each, row in zip(good, shares, strict=True):
-            profile, picture = shown[each.source.image_id]
-            data_dir = next(name for name in folders if picture.path.is_relative_to(name))
-            label = task.encode(mask=picture.mask, gender=profile.gender, age=profile.age_group)
-            yield data_dir, profile, picture.path, int(label), row
-
-
-def score(predictions: Path, attribute: str, wrong: Sequence[Fix], folder: Path) -> dict[str, Any]:
+def score(group: Path, attribute: str, wrong: Sequence[Fix], folder: Path) -> dict[str, Any]:
     """How many of the wrong labels the audit finds."""
     from maskcls.evaluation.audit import audit_labels, chosen, write_ranking
     from maskcls.evaluation.oof import read_oof
 
-    audit = audit_labels([read_oof(predictions)])
+    audit = audit_labels([read_oof(group)])
     write_ranking(audit, folder / f"ranking_{attribute}.csv")
     ranking = audit.rankings[attribute]
     targets = {fix.target for fix in wrong if fix.field == attribute}

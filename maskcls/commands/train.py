@@ -171,7 +171,7 @@ def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = No
     """Trains what is missing of groups of folds, and scores everybody by the network that has not
     seen them."""
     from maskcls.commands._folds import score_folds
-    from maskcls.evaluation.out_of_fold import OOF_FILE
+    from maskcls.evaluation.oof import OOF_FILE
     from maskcls.training.folds import group_is_finished, is_begun, train_group
 
     done = all(group_is_finished(group) and (group / OOF_FILE).is_file() for group in groups)

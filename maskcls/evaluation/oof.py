@@ -26,6 +26,7 @@ from maskcls.errors import ConfigError, DataError
 from maskcls.labels import Task, get_task
 from maskcls.provenance import provenance_path
 
+OOF_FILE = "oof.csv"
 COLUMNS = ("data_dir", "path", "person", "fold", "label", "answer")
 TOLERANCE = 1e-3
 """By which the probabilities of a row may miss a sum of 1: they are written with few digits."""
@@ -56,7 +57,7 @@ def read_oof(path: Path) -> OofTable:
         DataError: no such files, not a table, a task that does not exist or whose classes are not
             the columns, a row that does not fit, a picture that stands twice. Names file and line.
     """
-    path = path / "oof.csv" if path.is_dir() else path
+    path = path / OOF_FILE if path.is_dir() else path
     task, fixes = _read_description(provenance_path(path))
     probability_columns = [f"p_{label}" for label in range(task.num_classes)]
     data_dirs, paths, lines, labels, rows = [], [], [], [], []

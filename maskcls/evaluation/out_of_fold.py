@@ -1,7 +1,7 @@
 """Answers about everybody by networks that have not seen them: each person of a group of folds is
 answered by the one network whose validation people they were among.
 
-GROUP/oof.csv: data_dir,path,person,fold,label,answer,p_0,p_1,…   and beside it oof.csv.json
+GROUP/oof.csv, as `maskcls.evaluation.oof` reads it, and beside it oof.csv.json
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from maskcls.data.profiles import Profile, locate
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.splits import encode_table, people_of, read_split
 from maskcls.errors import CheckpointError, DataError
+from maskcls.evaluation.oof import COLUMNS, OOF_FILE
 from maskcls.evaluation.people import Interval, intervals
 from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
 from maskcls.files import write_atomic, write_rows
@@ -34,7 +35,6 @@ from maskcls.provenance import Provenance, fingerprint, write_provenance
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
 
-OOF_FILE = "oof.csv"
 BATCH = 32  # pictures at once
 Place = tuple[str, str]
 """The data folder as the training was told it, and where in its images a picture lies."""
@@ -142,9 +142,7 @@ def answer_out_of_fold(
 def write_out_of_fold(found: OutOfFold) -> Path:
     """Writes `oof.csv`, and beside it how it was made; returns its path."""
     classes = range(found.task.num_classes)
-    rows: list[Sequence[object]] = [
-        ("data_dir", "path", "person", "fold", "label", "answer", *(f"p_{i}" for i in classes))
-    ]
+    rows: list[Sequence[object]] = [(*COLUMNS, *(f"p_{label}" for label in classes))]
     for place, person, fold, label, answer, shares in zip(
         found.places,
         found.people,

@@ -56,8 +56,8 @@ def test_figures_are_those_of_the_ranking(data_dir: Callable[..., Path], tmp_pat
         assert 0 <= row["accuracy"] <= 1
         assert f"| {name} | 18 | 2 | {row['found']} |" in done.stdout
     for task in ("mask_gender", "age"):
-        folds = kept / "runs" / task
-        assert sorted(path.name for path in folds.iterdir()) == ["fold0", "fold1"]
+        names = {path.name for path in (kept / "runs" / task / "folds").iterdir()}
+        assert names == {"folds.yaml", "fold0", "fold1", "oof.csv", "oof.csv.json"}
 
 
 @pytest.mark.parametrize(
