@@ -31,7 +31,7 @@ from maskcls.files import write_atomic, write_rows
 from maskcls.folds import fold_folders
 from maskcls.labels import Task, combine, require_all_attributes, softmax
 from maskcls.manifest import Manifest
-from maskcls.provenance import Provenance, fingerprint, write_provenance
+from maskcls.provenance import ModelFile, Provenance, fingerprint, write_provenance
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
 
@@ -94,7 +94,9 @@ def answer_out_of_fold(
     folds: list[int] = []
     multi: list[int] = []
     answers: list[np.ndarray] = []
-    manifests, models, unreadable = [], [], 0
+    manifests: list[Manifest] = []
+    models: list[ModelFile] = []
+    unreadable = 0
     for fold, checkpoint in enumerate(checkpoints):
         manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
         engine = TorchClassifier([checkpoint], device, complete=False)
@@ -195,7 +197,7 @@ def combine_out_of_fold(found: Sequence[OutOfFold]) -> tuple[np.ndarray, np.ndar
                 "common"
             )
         order = [rows[place] for place in first.places]
-        for row in np.flatnonzero(each.multi_labels[order] != first.multi_labels):
+        for row in np.flatnonzero(each.multi_labels[order] != first.multi_labels).tolist():
             raise DataError(
                 f"{first.group} and {each.group}: trained with different labels of "
                 f"{first.places[row][1]}"
