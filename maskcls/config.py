@@ -77,7 +77,9 @@ class TrainConfig:
     # people on either side
     val_ratio: float = _option(0.2, "share of the people that validate")
     fold: int | None = _option(None, "which fold validates, from 0; needs --folds")
-    folds: int | None = _option(None, "number of folds instead of --val-ratio")
+    folds: int | None = _option(
+        None, "number of folds instead of --val-ratio; without --fold each in turn"
+    )
     seed: int = _option(42, "same seed, same split, same weights")
 
     # network and input
@@ -193,6 +195,11 @@ class TrainConfig:
         self._check_ranges()
         self.preprocess()
 
+    @property
+    def all_folds(self) -> bool:
+        """Whether it stands for a group of runs, one for each fold; see `maskcls.folds`."""
+        return self.folds is not None and self.fold is None
+
     def preprocess(self) -> PreprocessSpec:
         """What pictures become before the network, in training and ever after.
 
@@ -250,7 +257,7 @@ class TrainConfig:
                 f"age_loss {self.age_loss}: needs soften_age above 0, with which ages are learnt; "
                 "without it their groups are"
             )
-        if (self.fold is None) != (self.folds is None):
+        if self.fold is not None and self.folds is None:
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")
         if self.folds is not None and self.folds < 2:
             raise ConfigError(f"folds {self.folds}: must be 2 or more")

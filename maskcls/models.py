@@ -21,7 +21,7 @@ from maskcls.baseline import BaseModel
 from maskcls.checkpoints import read_checkpoint
 from maskcls.config import MODEL_NAMES
 from maskcls.errors import CheckpointError, ConfigError, WeightsError, unknown
-from maskcls.manifest import Manifest
+from maskcls.manifest import ENSEMBLE, Manifest, ensemble_members
 
 _CLASSIFIERS = ("fc", "_fc", "classifier.6")
 """Where the networks keep their last linear layer."""
@@ -202,6 +202,10 @@ def model_from_manifest(manifest: Manifest) -> nn.Module:
     Raises:
         CheckpointError: no such network, or arguments that it does not take.
     """
+    if manifest.model == ENSEMBLE:
+        return Ensemble(
+            [Answer(model_from_manifest(member), member) for member in ensemble_members(manifest)]
+        )
     if manifest.model not in MODEL_NAMES:
         raise CheckpointError(unknown("model", str(manifest.model), MODEL_NAMES))
     try:
@@ -322,6 +326,22 @@ class Answer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = predict_logits(self.model, images, self.tta)
         return logits / self.temperature + self.bias if self.calibrated else logits
+
+
+class Ensemble(nn.Module):
+    """Networks of one task that answer together: the mean of their probabilities, as its logarithm.
+
+    Each member answers as it labels alone, averaged over mirror images and calibrated as its own
+    manifest says. images: normalised (N, 3, H, W) → logits float32 (N, C).
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers = torch.stack([member(images).log_softmax(dim=1) for member in self.members])
+        return answers.logsumexp(dim=0) - math.log(len(self.members))
 
 
 def count_parameters(model: nn.Module) -> int:

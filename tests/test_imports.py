@@ -41,6 +41,10 @@ LIGHT_MODULES = (
     "maskcls.evaluation.groups",
     "maskcls.evaluation.reliability",
     "maskcls.evaluation.report",
+    "maskcls.evaluation.oof",
+    "maskcls.evaluation.label_errors",
+    "maskcls.evaluation.audit",
+    "maskcls.evaluation.gallery",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 
@@ -122,7 +126,7 @@ def test_lint_lets_the_others_import_torch() -> None:
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"", "labels", "preprocessing", "images", "manifest", "config", "errors"}  # "": maskcls
-        | {"files", "provenance"}
+        | {"files", "folds", "provenance"}
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),

@@ -165,7 +165,7 @@ def check_what_commands_leave(folder: Path) -> None:
         assert (folder / name).is_file(), name
     ran = [command for command in commands() if program(command) not in NOT_RUN]
     assert {script(command) for command in ran} == {
-        *("data", "train", "infer", "evaluate", "to_onnx", "doctor")
+        *("data", "train", "infer", "evaluate", "to_onnx", "doctor", "combine")
     }
 
 

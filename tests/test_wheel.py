@@ -27,6 +27,7 @@ COMMANDS = {
     "maskcls-evaluate": "maskcls.commands.evaluate:main",
     "maskcls-data": "maskcls.commands.data:main",
     "maskcls-export": "maskcls.commands.export:main",
+    "maskcls-combine": "maskcls.commands.combine:main",
     "maskcls-doctor": "maskcls.commands.doctor:main",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from maskcls.config import (
     resolve,
 )
 from maskcls.errors import ConfigError, unknown
+from maskcls.folds import FOLDS_FILE, is_group, start_of
 from maskcls.labels import BRANCHES, TASKS
 
 ALL = "all"
@@ -41,8 +42,13 @@ two presets per task: one that fine-tunes ImageNet weights, and one from scratch
 are none (--weights none, or auto without a network). With --task all from scratch, age starts from
 the network that has just learnt mask_gender on the same people.
 
+With --folds N and no --fold, N networks are trained in place of one, each without the people of its
+fold, into MODEL_DIR/<task>/<name>/fold0, fold1, …; at the end every person is scored by the network
+that has not seen them.
+
 examples:
   maskcls-train --task all --data-dir data/train            both branches, one after the other
+  maskcls-train --task all --data-dir data/train --folds 5  five networks of each
   maskcls-train --task age --weights none --epochs 20       from scratch, on the built-in sample
   maskcls-train --task age --criterion cross_entropy:0.7,f1:0.3 --class-weights balanced
   maskcls-train --resume runs/age/exp                       go on after an interruption
@@ -72,7 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of these options")
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="run folder to go on with; keeps its config"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="run folder, or group of folds, to go on with; keeps its config",
     )
     hints = typing.get_type_hints(TrainConfig)
     preset = {key for start in PRESETS.values() for values in start.values() for key in values}
@@ -124,24 +133,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.training import train
+    from maskcls.training.folds import discard_group, is_begun, start_group
 
     before: tuple[TrainConfig, Path] | None = None
-    for name in tasks:
-        missing = {key: value for key, value in places.items() if key not in given[name]}
-        config = _choose_preset(name, values, missing | flags)
-        if before is not None and _can_follow(config, before[0]):
-            branch = {"weights": str(before[1])}
-            config = resolve(name, "branch", values, missing | flags | branch)
-            print(f"{name} starts from what {before[0].task} has learnt on the same people")
-        result = train(config)
-        before = config, result.folder / "best.pt"
-        print(
-            f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
-            f"{result.epochs} epochs → {result.folder / 'best.pt'}"
-        )
+    groups: list[Path] = []
+    try:
+        for name in tasks:
+            missing = {key: value for key, value in places.items() if key not in given[name]}
+            config = _choose_preset(name, values, missing | flags)
+            if before is not None and _can_follow(config, before[0]):
+                branch = {"weights": str(before[1])}
+                config = resolve(name, "branch", values, missing | flags | branch)
+                print(f"{name} starts from what {before[0].task} has learnt on the same people")
+            if config.all_folds:  # all groups are there before the first hour of training
+                groups.append(start_group(config))
+                before = config, groups[-1]
+                continue
+            result = train(config)
+            before = config, result.folder / "best.pt"
+            print(
+                f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
+                f"{result.epochs} epochs → {result.folder / 'best.pt'}"
+            )
+        if groups:
+            _train_groups(groups)
+    except BaseException:
+        if not any(map(is_begun, groups)):
+            for group in groups:
+                discard_group(group)
+        raise
     models = config.model_dir
     print(f"next: maskcls-infer --model {models} --images DIR --out output.csv")
     return 0
+
+
+def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = None) -> None:
+    """Trains what is missing of groups of folds, and scores everybody by the network that has not
+    seen them."""
+    from maskcls.commands._folds import score_folds
+    from maskcls.evaluation.oof import OOF_FILE
+    from maskcls.training.folds import group_is_finished, is_begun, train_group
+
+    done = all(group_is_finished(group) and (group / OOF_FILE).is_file() for group in groups)
+    try:
+        for group in groups:
+            results = train_group(group, changes)
+            scores = ", ".join(f"{result.best_score:.4f}" for result in results)
+            print(f"best macro F1 on the validation people of each fold: {scores} → {group}")
+        if done:
+            names = " ".join(map(str, groups))
+            print(f"{names} is finished; its scores: maskcls-evaluate --oof {names}")
+            return
+        score_folds(groups)
+    except (KeyboardInterrupt, SystemExit):
+        if any(map(is_begun, groups)):
+            for group in groups:
+                if not group_is_finished(group):
+                    print(f"interrupted; go on with: maskcls-train --resume {group}")
+        raise
 
 
 def _check(task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None) -> None:
@@ -160,13 +209,17 @@ def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str
     from maskcls.errors import CheckpointError
     from maskcls.training import resume
 
-    config_file = run / "config.yaml"
+    config_file = run / (FOLDS_FILE if is_group(run) else "config.yaml")
     if not config_file.is_file():
         raise CheckpointError(f"{run}: not a run folder (no config.yaml in it)")
     own = str(read_yaml(config_file).get("task"))
     if task not in (None, own):
         raise CheckpointError(f"{run}: is a run of task {own}, not {task}")
-    result = resume(run, file_values(values, own) | flags)
+    changes = file_values(values, own) | flags
+    if is_group(run):
+        _train_groups([run], changes)
+        return 0
+    result = resume(run, changes)
     print(f"{own}: best macro F1 {result.best_score:.4f} → {result.folder / 'best.pt'}")
     return 0
 
@@ -195,6 +248,8 @@ def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> 
 
     given = file_values(values, task) | flags
     weights = given.get("weights", TrainConfig.weights)
+    if given.get("folds") is not None and given.get("fold") is None:
+        weights = start_of(weights, 0)
     model = given.get("model", PRESETS["imagenet"][task]["model"])
     start = find_start(weights, model, print)
     if start is None:

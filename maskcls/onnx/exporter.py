@@ -70,7 +70,8 @@ def export(
     """Writes one file per network, and the fused one where the networks answer every attribute.
 
     `pictures`: a data folder or any folder of pictures to compare on; default: the people who
-    validated the run. `max_pictures` of them are drawn at random, the same every time.
+    validated the run, or, where there are none, those who trained it, which is said.
+    `max_pictures` of them are drawn at random, the same every time.
     `parity.json` is written in any case; the ONNX files only if the comparison passed.
 
     Raises:
@@ -102,7 +103,7 @@ def export(
             f"networks of {' and '.join(tasks)} do not answer {', '.join(ATTRIBUTES)} once each; "
             "give one of each branch, or a single network"
         )
-    listed = _listed(networks, pictures, max_pictures)
+    listed = _listed(networks, pictures, max_pictures, say)
     say(f"comparing with PyTorch on {len(listed)} pictures")
     loaded = load_pictures(listed, input_size)
     if not loaded.images:
@@ -197,7 +198,10 @@ def _describe(
 
 
 def _listed(
-    networks: Sequence[_Network], folder: Path | None, most: int
+    networks: Sequence[_Network],
+    folder: Path | None,
+    most: int,
+    say: Callable[[str], None],
 ) -> list[tuple[Path, int | None]]:
     """Pictures to compare on, with their labels where they are known.
 
@@ -206,7 +210,14 @@ def _listed(
     """
     listed: Sequence[tuple[Path, int | None]]
     if folder is None:
-        listed = labelled_pictures(_people(networks[0], "val"))
+        people = _people(networks[0], "val")
+        if not people:  # an ensemble of folds: each person has trained some of it
+            say(
+                f"nobody is new to all networks of {networks[0].path}: the comparison, and what "
+                "macro F1 it costs, are of people who trained it; --parity-images names others"
+            )
+            people = _people(networks[0], "train")
+        listed = labelled_pictures(people)
     else:
         try:
             listed = labelled_pictures(read_profiles(folder))

@@ -7,6 +7,7 @@ result = train(resolve("age", "scratch", flags={"data_dir": ("data/train",)}))
 """
 
 from maskcls.training.figures import grid_image
+from maskcls.training.folds import start_group, train_group
 from maskcls.training.paths import increment_path
 from maskcls.training.run import RunResult, resume, train
 from maskcls.training.schedule import get_lr
@@ -19,5 +20,7 @@ __all__ = [
     "increment_path",
     "resume",
     "seed_everything",
+    "start_group",
     "train",
+    "train_group",
 ]

@@ -39,9 +39,10 @@ from maskcls.data.targets import (
     step_centres,
     steps_per_group,
 )
-from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
+from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError, WeightsError
 from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
+from maskcls.folds import is_group
 from maskcls.labels import get_task
 from maskcls.losses import AuxiliaryLoss, balanced_weights, create_age_criterion, create_criterion
 from maskcls.manifest import Manifest
@@ -68,7 +69,7 @@ from maskcls.training.paths import increment_path
 from maskcls.training.report import report_run
 from maskcls.training.schedule import Schedule, create_optimizer
 from maskcls.training.seeding import seed_everything
-from maskcls.weights import apply_start, find_start
+from maskcls.weights import apply_start, find_start, seen_by
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,10 @@ class RunResult:
     unreadable: int  # pictures that were skipped
 
 
-def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
-    """Trains one network into a new run folder.
+def train(
+    config: TrainConfig, say: Callable[[str], None] = print, folder: Path | None = None
+) -> RunResult:
+    """Trains one network into a new run folder, or into `folder`.
 
     Raises:
         MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
@@ -101,12 +104,16 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
     )
     session = _Session(config, data, device, say)
     if start is not None:
+        if config.fold is not None:
+            _refuse_seen(start, data.people)
         keep = config.model != "efficientnet_b3_init"
         fresh = apply_start(session.model, start, config.task, keep_classifier=keep)
         note = f"; new classifier ({', '.join(fresh)})" if fresh else ""
         say(f"weights from {start}{note}")
-    folder = increment_path(Path(config.model_dir) / config.task / config.name)
-    config = dataclasses.replace(config, name=folder.name)
+    if folder is None:
+        folder = increment_path(Path(config.model_dir) / config.task / config.name)
+        config = dataclasses.replace(config, name=folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "split.csv", encode_table(data.table))
     return session.run(config, folder)
 
@@ -128,12 +135,7 @@ def resume(
         config = TrainConfig.from_dict(read_yaml(folder / "config.yaml"))
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.yaml'}: {error}") from None
-    chosen = {  # what `auto` came to was settled when the run began
-        name: value
-        for name, value in (changes or {}).items()
-        if value != "auto" or name in MACHINE_FIELDS
-    }
-    wanted = TrainConfig.from_dict({**config.to_dict(), **chosen})
+    wanted = with_changes(config, changes or {})
     if find_checkpoint(folder / "last.pt") is None:
         raise CheckpointError(
             f"{folder}: ended before anything was saved, so there is nothing to go on from; "
@@ -141,13 +143,13 @@ def resume(
         )
     content = read_checkpoint(folder / "last.pt")
     manifest = Manifest.from_json(content["manifest"])
-    _refuse_differences(folder, wanted, manifest.config)
+    refuse_differences(folder, wanted, manifest.config)
 
     missing = [name for name in ("trainer", "history") if name not in content]
     if missing:
         raise _no_state(folder, missing)
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
-    if epoch >= config.epochs or _stopped_early(content, config):
+    if _is_over(content, config):
         say(f"{folder} is finished: {epoch} epochs; nothing to do")
         return _result(content, folder, 0)
     data = _load_data(wanted, say)
@@ -161,6 +163,27 @@ def resume(
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
     return session.run(wanted, folder, content)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder's training came to its end.
+
+    Raises:
+        CheckpointError: its last checkpoint cannot be read.
+    """
+    if find_checkpoint(folder / "last.pt") is None:
+        return False
+    content = read_checkpoint(folder / "last.pt")
+    config = Manifest.from_json(content["manifest"]).config
+    return "trainer" in content and _is_over(content, TrainConfig.from_dict(config))
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """A config with the values of the call that goes on with it."""
+    chosen = {  # what `auto` came to was settled at the beginning
+        name: value for name, value in changes.items() if value != "auto" or name in MACHINE_FIELDS
+    }
+    return TrainConfig.from_dict({**config.to_dict(), **chosen})
 
 
 @dataclass(frozen=True)
@@ -342,7 +365,8 @@ class _Session:
             with interruption:
                 trainer.run(train_loader, max_epochs=config.epochs)
         except (KeyboardInterrupt, SystemExit):
-            if (folder / "last.pt").is_file():
+            # Of a group, whoever trains it says so.
+            if (folder / "last.pt").is_file() and not is_group(folder.parent):
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
         if calibration is not None:
@@ -498,9 +522,26 @@ def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
     )
 
 
-def _stopped_early(content: Mapping[str, Any], config: TrainConfig) -> bool:
-    stopping = content.get("early_stopping")
-    return stopping is not None and stopping["counter"] >= config.patience
+def _is_over(content: Mapping[str, Any], config: TrainConfig) -> bool:
+    trainer, stopping = content["trainer"], content.get("early_stopping")
+    return trainer["iteration"] // trainer["epoch_length"] >= config.epochs or (
+        stopping is not None and stopping["counter"] >= config.patience
+    )
+
+
+def _refuse_seen(start: Path, people: Split) -> None:
+    """
+    Raises:
+        WeightsError: a network that has seen people who validate here.
+    """
+    seen = seen_by(start)
+    known = sorted(person for person in people.val if fingerprint(person) in seen)
+    if known:
+        raise WeightsError(
+            f"{start}: was trained on {len(known)} of the {len(people.val)} people who validate "
+            f"this fold, first: {known[0]}; start from a network that has not seen them, or with "
+            "--weights none"
+        )
 
 
 def _result(states: Mapping[str, Any], folder: Path, unreadable: int) -> RunResult:
@@ -508,7 +549,7 @@ def _result(states: Mapping[str, Any], folder: Path, unreadable: int) -> RunResu
     return RunResult(folder, len(scores), max(scores), unreadable)
 
 
-def _refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]) -> None:
+def refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]) -> None:
     """
     Raises:
         CheckpointError: a value that decides what is learnt differs from the run's.
