@@ -19,7 +19,6 @@ from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from maskcls.data.profiles import Profile
     from maskcls.evaluation.people import Certainty, Interval
     from maskcls.evaluation.scoring import ClassScores, Scores
 
@@ -165,48 +164,23 @@ def _score_files(args: argparse.Namespace) -> None:
 
 
 def _score_runs(args: argparse.Namespace) -> None:
-    import numpy as np
-    from tqdm import tqdm
-
-    from maskcls.checkpoints import read_checkpoint
     from maskcls.classifier import TorchClassifier, find_checkpoints
-    from maskcls.data.runs import labelled_pictures, people_of_run
     from maskcls.evaluation.people import certainty
+    from maskcls.evaluation.runs import answer_common_people, report_runs
     from maskcls.evaluation.scoring import score_answers
-    from maskcls.manifest import Manifest
-    from maskcls.runtime import Source
-    from maskcls.runtime.labelling import decoded_batches, predict
     from maskcls.training.engines import resolve_device
 
     checkpoints = find_checkpoints(args.runs)
     engine = TorchClassifier(checkpoints, resolve_device("auto"))
-    people = _common_people(
-        [
-            people_of_run(path, Manifest.from_json(read_checkpoint(path)["manifest"]), "val")
-            for path in checkpoints
-        ]
+    answered = answer_common_people(checkpoints, engine)
+    if answered.unreadable:
+        print(f"warning: {answered.unreadable} unreadable pictures are skipped")
+    truth, predicted = (
+        dict(zip(answered.found, labels.tolist(), strict=True))
+        for labels in (answered.truth, answered.predicted)
     )
-    labels = {str(path): label for path, label in labelled_pictures(people)}
-    sources = [Source(name, Path(name)) for name in labels]
-    found: dict[str, np.ndarray] = {}
-    with tqdm(total=len(sources), desc="answering", unit="img", disable=None) as bar:
-        for batch in decoded_batches(engine.specs, sources, 32, 2, None):
-            good = [picture for picture in batch if not picture.error]
-            if good:
-                ids = (picture.source.image_id for picture in good)
-                found |= dict(zip(ids, predict(engine, good), strict=True))
-            bar.update(len(batch))
-    if len(found) < len(sources):  # as validation did
-        print(f"warning: {len(sources) - len(found)} unreadable pictures are skipped")
-    answers = {name: int(probabilities.argmax()) for name, probabilities in found.items()}
-    truth = {name: labels[name] for name in answers}
-    whose = {str(p.path): person.person for person in people for p in person.pictures}
-    scores = score_answers(truth, answers)
-    sure = certainty(
-        np.array(list(truth.values())),
-        np.array(list(answers.values())),
-        [whose[name] for name in answers],
-    )
+    scores = score_answers(truth, predicted)
+    sure = certainty(answered.truth, answered.predicted, answered.whose)
     print(f"{sure.people} people validated {', '.join(str(path.parent) for path in checkpoints)}")
     print(format_scores(scores))
     print(format_certainty(sure))
@@ -218,9 +192,8 @@ def _score_runs(args: argparse.Namespace) -> None:
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
     if args.report is not None:
         from maskcls.evaluation.report import write_report
-        from maskcls.evaluation.runs import report_runs
 
-        report = report_runs(checkpoints, engine, people, found, pictures=not args.no_pictures)
+        report = report_runs(checkpoints, engine, answered, pictures=not args.no_pictures)
         write_report(report, args.report)
         print(f"wrote {args.report}")
 
@@ -249,27 +222,6 @@ def _check_report(file: Path) -> None:
     above = next(folder for folder in file.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"--report {file}: {above} is no folder that can be written to")
-
-
-def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:
-    """Those who validated all runs, as the first run knows them.
-
-    Raises:
-        DataError: there are none, or runs hold different labels of one.
-    """
-    known = [{p.person: (p.gender, p.age, len(p.pictures)) for p in side} for side in sides]
-    common = set(known[0]).intersection(*known[1:])
-    if not common:
-        raise DataError(
-            "nobody validated all of these runs; train them with the same --seed and --val-ratio, "
-            "or the same --fold"
-        )
-    for person in sorted(common):
-        if len({labels[person] for labels in known}) > 1:
-            raise DataError(
-                f"{person}: these runs were trained with different labels of this person"
-            )
-    return [person for person in sides[0] if person.person in common]
 
 
 def _write(
