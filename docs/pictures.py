@@ -10,6 +10,7 @@ The confusion matrix and the report are those of `make demo`; the other pictures
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,8 @@ def report_head(demo: Path, browser: str) -> Image.Image:
     """What a browser shows first of the report on both networks of the demo."""
     with tempfile.TemporaryDirectory() as folder:
         page, picture = Path(folder, "report.html"), Path(folder, "report.png")
-        evaluate([str(demo), "--report", str(page), "--no-confusion"])
+        shown = os.path.relpath(demo)  # the report says where the runs lie
+        evaluate([shown, "--report", str(page), "--no-confusion"])
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,800"]
         subprocess.run([browser, *options, f"--screenshot={picture}", page.as_uri()], check=True)
         with Image.open(picture) as image:
