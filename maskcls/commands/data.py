@@ -234,7 +234,7 @@ def _audit(oof: Sequence[Path], out: Path, top: int | float, *, pictures: bool) 
         what = "pictures" if name in PICTURE_FIELDS else "people"
         wrong = sum(finding.contradicted for finding in ranking)
         swaps = sum(finding.swapped_with is not None for finding in ranking) // 2
-        pairs = f", {swaps} pairs look swapped" if swaps else ""
+        pairs = f", {swaps} {'pair looks' if swaps == 1 else 'pairs look'} swapped" if swaps else ""
         print(
             f"{name}: of {len(ranking)} labels of {what} {wrong} are contradicted{pairs}; "
             f"{len(shown[name])} to look at"

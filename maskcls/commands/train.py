@@ -157,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if groups:
             _train_groups(groups)
+            return 0
     except BaseException:
         if not any(map(is_begun, groups)):
             for group in groups:
@@ -185,6 +186,9 @@ def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = No
             print(f"{names} is finished; its scores: maskcls-evaluate --oof {names}")
             return
         score_folds(groups)
+        print(
+            f"next: maskcls-combine {' '.join(map(str, groups))} --model-dir {groups[0].parents[1]}"
+        )
     except (KeyboardInterrupt, SystemExit):
         if any(map(is_begun, groups)):
             for group in groups:
