@@ -16,7 +16,6 @@ from typing import Any
 from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.config import (
     OPTION_FIELDS,
-    PEOPLE_FIELDS,
     PRESETS,
     TrainConfig,
     file_values,
@@ -123,16 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = _places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
-    from maskcls.training import train
+    from maskcls.training import choose_config, train
 
     before: tuple[TrainConfig, Path] | None = None
     for name in tasks:
         missing = {key: value for key, value in places.items() if key not in given[name]}
-        config = _choose_preset(name, values, missing | flags)
-        if before is not None and _can_follow(config, before[0]):
-            branch = {"weights": str(before[1])}
-            config = resolve(name, "branch", values, missing | flags | branch)
-            print(f"{name} starts from what {before[0].task} has learnt on the same people")
+        config = choose_config(name, values, missing | flags, before)
         result = train(config)
         before = config, result.folder / "best.pt"
         print(
@@ -187,34 +182,6 @@ def _places(has_data: bool) -> dict[str, Any]:
         places = {"model_dir": str(SAMPLE_DIR)} | places
         places["data_dir"] = (str(ensure_sample(data) / "train"),)
     return places
-
-
-def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
-    """The preset that fits what the network starts from."""
-    from maskcls.weights import find_start, model_of
-
-    given = file_values(values, task) | flags
-    weights = given.get("weights", TrainConfig.weights)
-    model = given.get("model", PRESETS["imagenet"][task]["model"])
-    start = find_start(weights, model, print)
-    if start is None:
-        return resolve(task, "scratch", values, {**flags, "weights": "none"})
-    if weights == "auto":
-        return resolve(task, "imagenet", values, {**flags, "weights": "imagenet"})
-    own = model_of(start)  # one of our checkpoints says which network it is
-    if own is not None and "model" not in given:
-        flags = {**flags, "model": own}
-    return resolve(task, "imagenet", values, flags)
-
-
-def _can_follow(config: TrainConfig, first: TrainConfig) -> bool:
-    """Whether a branch that would start at random can start from the one before it. The same
-    people must validate in both: a network that has seen them would flatter itself."""
-    return (
-        config.weights == first.weights == "none"
-        and config.model == first.model
-        and all(getattr(config, name) == getattr(first, name) for name in PEOPLE_FIELDS)
-    )
 
 
 def _kind(hint: Any) -> type:

@@ -18,11 +18,18 @@ from maskcls.checkpoints import file_digest, open_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.data.profiles import Profile, read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
-from maskcls.errors import CheckpointError, DataError, ExportError, PictureError
+from maskcls.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    PictureError,
+    unknown,
+)
 from maskcls.files import replacing, write_atomic
 from maskcls.images import read_image
 from maskcls.labels import ATTRIBUTES
-from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
+from maskcls.manifest import ONNX_KEY, PRECISIONS, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.models import restore_model
 from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.fuse import fuse
@@ -76,8 +83,11 @@ def export(
     Raises:
         ExportError: a network cannot be converted, or its file does not answer as PyTorch does.
         CheckpointError: a checkpoint that cannot be read, or one task twice.
+        ConfigError: no such precision.
         DataError: no pictures to compare on, or to calibrate int8 on.
     """
+    if precision not in PRECISIONS:
+        raise ConfigError(unknown("precision", precision, PRECISIONS))
     networks = []
     trained_on: frozenset[int] | None = frozenset()
     for path in checkpoints:
