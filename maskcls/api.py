@@ -80,6 +80,7 @@ def export(
     precision: str = "fp32",
     input_size: tuple[int, int] | None = None,
     pictures: StrPath | None = None,
+    triton: bool = False,
     say: Callable[[str], None] = print,
 ) -> ExportResult:
     """Writes trained networks as ONNX files into `out`, as `maskcls-export` does, if they answer as
@@ -87,7 +88,8 @@ def export(
 
     `model`: the folder of the runs, of which the newest are taken, or run folders or checkpoints.
     `precision`: `fp32`, `fp16` or `int8`. `input_size`: (height, width) that the fused file takes;
-    None: any. `pictures`: what to compare on; None: the people who validated.
+    None: any. `pictures`: what to compare on; None: the people who validated. `triton`: a model
+    repository for Triton Inference Server, too.
 
     Raises:
         ExportError: the files do not answer as PyTorch does.
@@ -104,6 +106,7 @@ def export(
         precision=precision,
         input_size=input_size,
         pictures=None if pictures is None else Path(pictures),
+        triton=triton,
         say=say,
     )
 

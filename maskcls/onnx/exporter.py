@@ -35,6 +35,7 @@ from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.fuse import fuse
 from maskcls.onnx.parity import MAX_F1_DROP, Parity, compare, load_pictures
 from maskcls.onnx.quantise import to_fp16, to_int8
+from maskcls.onnx.triton import model_file, write_repository
 from maskcls.runtime.session import open_session, write_seen
 from maskcls.runtime.sources import list_pictures
 
@@ -53,6 +54,7 @@ class ExportResult:
 
     files: tuple[Path, ...]
     parity: Parity
+    repository: Path | None = None  # of Triton, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,15 @@ def export(
     pictures: Path | None = None,
     max_pictures: int = 1024,
     max_f1_drop: float = MAX_F1_DROP,
+    triton: bool = False,
     say: Callable[[str], None] = print,
 ) -> ExportResult:
     """Writes one file per network, and the fused one where the networks answer every attribute.
 
     `pictures`: a data folder or any folder of pictures to compare on; default: the people who
     validated the run. `max_pictures` of them are drawn at random, the same every time.
-    `parity.json` is written in any case; the ONNX files only if the comparison passed.
+    `parity.json` is written in any case; the ONNX files only if the comparison passed. With
+    `triton` the fused file, or the single network, is in a model repository, too.
 
     Raises:
         ExportError: a network cannot be converted, or its file does not answer as PyTorch does.
@@ -147,6 +151,7 @@ def export(
     if parity.failures:
         for name in files:  # of an earlier export: it must not pass for this one
             (out / name).unlink(missing_ok=True)
+            model_file(out, name).unlink(missing_ok=True)
         raise ExportError(
             f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
             f"but {out / PARITY_FILE}"
@@ -158,7 +163,8 @@ def export(
         onnx.helper.set_model_props(proto, entries)
         with replacing(out / name) as temporary:
             onnx.save(proto, temporary)
-    return ExportResult(tuple(out / name for name in files), parity)
+    written = tuple(out / name for name in files)
+    return ExportResult(written, parity, write_repository(written[-1], out) if triton else None)
 
 
 def _smaller(
