@@ -28,6 +28,7 @@ COMMANDS = {
     "maskcls-data": "maskcls.commands.data:main",
     "maskcls-export": "maskcls.commands.export:main",
     "maskcls-doctor": "maskcls.commands.doctor:main",
+    "maskcls-completion": "maskcls.commands.completion:main",
 }
 
 # One worker builds, the others would only do it again.
@@ -106,6 +107,7 @@ def test_metadata(wheel: Path) -> None:
         "train",
         "bench",
         "parquet",
+        "completion",
         "all",
         "dev",
     }

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.commands._run import env_default, env_help, guarded, offer
 from maskcls.config import (
+    CLASS_WEIGHT_NAMES,
+    CRITERION_NAMES,
     OPTION_FIELDS,
     PRESETS,
+    WEIGHT_NAMES,
     TrainConfig,
     file_values,
     read_yaml,
@@ -33,6 +36,12 @@ ENVIRONMENT = {"data_dir": "SM_CHANNEL_TRAIN", "model_dir": "SM_MODEL_DIR"}
 """Option → the variable that is its default."""
 
 METAVARS = {str: "NAME", int: "N", float: "X", "model_dir": "DIR", "cache": "DIR", "fixes": "FILE"}
+OFFERED = {
+    "weights": WEIGHT_NAMES,
+    "class_weights": CLASS_WEIGHT_NAMES,
+    "criterion": CRITERION_NAMES,
+}
+"""Option → what it may be among other things, for shell completion."""
 
 EPILOG = """\
 Values come from the preset of the task, then --config FILE, then the options given here. There are
@@ -63,12 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    task = parser.add_argument(
         "--task",
         default=None,
         metavar="TASK",
         help=f"{', '.join(TASKS)}, or {ALL}: {' and '.join(BRANCHES)}; default mask_gender",
     )
+    offer(task, (*TASKS, ALL))
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of these options")
     parser.add_argument(
         "--resume", type=Path, metavar="RUN", help="run folder to go on with; keeps its config"
@@ -96,7 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
             parser.add_argument(flag, nargs=2, type=float, metavar=("H", "W"), help=help)
         else:
             metavar = METAVARS.get(field.name) or METAVARS[kind]
-            parser.add_argument(flag, type=kind, metavar=metavar, help=help)
+            action = parser.add_argument(flag, type=kind, metavar=metavar, help=help)
+            offer(action, field.metadata["choices"] or OFFERED.get(field.name, ()))
     return parser
 
 
