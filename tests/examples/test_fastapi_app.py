@@ -1,8 +1,7 @@
-"""The example of a service with FastAPI: the real app, in this process and as a server."""
+"""The example of a service with FastAPI: the app as its users run it, asked over HTTP."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,6 @@ for package in ("fastapi", "python_multipart", "httpx", "uvicorn"):
     pytest.importorskip(package)
 
 import httpx
-from fastapi.testclient import TestClient
 
 APP = Path(__file__).resolve().parents[2] / "examples" / "serving" / "fastapi_app.py"
 
@@ -43,6 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     protos = [network("mask_gender"), network("age")]
     manifests = []
     for proto in protos:
+        for number, node in enumerate(proto.graph.node):
+            node.name = str(number)
         [text] = [entry.value for entry in proto.metadata_props if entry.key == ONNX_KEY]
         manifests.append(OnnxManifest.from_json(text).networks[0])
     fused = fuse(list(zip(protos, manifests, strict=True)))
@@ -54,28 +53,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def environment(folder: Path) -> dict[str, str]:
-    return {
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    """The address of the app in a uvicorn process."""
+    log = folder / "uvicorn.log"
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(APP.parent), "--port", "0"]
+    environment = os.environ | {
+        "PYTHONPATH": str(APP.parents[2]),
         "MASKCLS_MODEL": str(folder),
         "MASKCLS_PROVIDER": "cpu",
         "MASKCLS_MAX_BYTES": "200000",
     }
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "fastapi_app:app"], env=environment, stdout=file, stderr=file
+        )
+    try:
+        for _ in range(300):
+            said = log.read_text()
+            if "running on " in said:
+                break
+            assert process.poll() is None, said
+            time.sleep(0.1)
+        yield said.partition("running on ")[2].split()[0]
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
-def load_app(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    spec = importlib.util.spec_from_file_location("fastapi_app", APP)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def client(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    with TestClient(load_app(environment, monkeypatch).app) as client:
+@pytest.fixture(scope="module")
+def client(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=60) as client:
         yield client
 
 
@@ -91,7 +99,7 @@ def check(answer: Any, expected_of: Path, folder: Path) -> None:
         assert shares == pytest.approx(dict(expected.probabilities[name]))
 
 
-def test_a_photo_is_answered(client: TestClient, folder: Path) -> None:
+def test_a_photo_is_answered(client: httpx.Client, folder: Path) -> None:
     path = folder / "사진.jpg"
     done = client.post("/predict", files={"picture": (path.name, path.read_bytes())})
     assert done.status_code == 200
@@ -101,7 +109,7 @@ def test_a_photo_is_answered(client: TestClient, folder: Path) -> None:
     assert set(described["paths"]) == {"/predict", "/health"}
 
 
-def test_a_bad_picture_is_422_with_the_reason(client: TestClient, folder: Path) -> None:
+def test_a_bad_picture_is_422_with_the_reason(client: httpx.Client, folder: Path) -> None:
     content = (folder / "사진.jpg").read_bytes()
     for bad, reason in (
         (b"no picture", "the picture: not a picture in a known format (JPEG, PNG, BMP, WEBP, PPM)"),
@@ -120,47 +128,20 @@ def test_a_bad_picture_is_422_with_the_reason(client: TestClient, folder: Path) 
     assert client.get("/predict").status_code == 405
 
 
-def test_a_large_request_is_refused(client: TestClient) -> None:
+def test_a_large_request_is_refused(client: httpx.Client) -> None:
     assert client.post("/predict", files={"picture": ("a", bytes(190_000))}).status_code == 422
     assert client.post("/predict", files={"picture": ("a", bytes(200_001))}).status_code == 413
 
 
-@pytest.fixture
-def server(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
-    """The address of a uvicorn process."""
-    log = tmp_path / "uvicorn.log"
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(APP.parent), "--port", "0"]
-    root = os.pathsep.join([str(APP.parents[2]), os.environ.get("PYTHONPATH", "")])
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "fastapi_app:app"],
-            env=os.environ | environment | {"PYTHONPATH": root},
-            cwd=tmp_path,
-            stdout=file,
-            stderr=file,
-        )
-    try:
-        for _ in range(300):
-            said = log.read_text()
-            if "running on " in said:
-                break
-            assert process.poll() is None, said
-            time.sleep(0.1)
-        yield said.partition("running on ")[2].split()[0]
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def test_a_server_answers_many_at_once(server: str, folder: Path) -> None:
+def test_many_are_answered_at_once(client: httpx.Client, folder: Path) -> None:
     path = folder / "사진.jpg"
 
     def ask(number: int) -> Any:
         image = read_image(path).rotate(90 * (number % 4), expand=True)
         content = io.BytesIO()
         image.save(content, "PNG")
-        done = httpx.post(f"{server}/predict", files={"picture": content.getvalue()}, timeout=60)
-        return done.json()["probabilities"] if number % 5 else httpx.get(f"{server}/health").text
+        done = client.post("/predict", files={"picture": content.getvalue()})
+        return done.json()["probabilities"] if number % 5 else client.get("/health").text
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(40)))
@@ -171,17 +152,19 @@ def test_a_server_answers_many_at_once(server: str, folder: Path) -> None:
         else:
             assert json.loads(answer) == expected
 
+
+def test_a_request_without_a_length_is_limited_too(client: httpx.Client, folder: Path) -> None:
     def endless() -> Iterator[bytes]:
-        """A request whose length nobody has announced."""
         yield b'--x\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
         for _ in range(500):
             yield bytes(10_000)
 
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     try:
-        refused = httpx.post(f"{server}/predict", content=endless(), headers=headers, timeout=60)
+        refused = client.post("/predict", content=endless(), headers=headers)
         assert refused.status_code == 413
     except (httpx.WriteError, httpx.ReadError):
         pass  # the server has closed the connection before everything was sent
-    done = httpx.post(f"{server}/predict", files={"picture": path.read_bytes()}, timeout=60)
+    path = folder / "사진.jpg"
+    done = client.post("/predict", files={"picture": path.read_bytes()})
     check(done.json(), path, folder)
