@@ -22,7 +22,7 @@ from maskcls.runtime.session import read_onnx
 
 REPOSITORY = "model_repository"
 MAX_QUEUE_DELAY = 1000  # microseconds that a request waits for others to share a batch
-TYPES = {
+TYPES: dict[int, str] = {
     TensorProto.UINT8: "TYPE_UINT8",
     TensorProto.INT64: "TYPE_INT64",
     TensorProto.FLOAT: "TYPE_FP32",
