@@ -5,9 +5,11 @@
     pip install '.[runtime]' 'tritonclient[http]'
     python examples/serving/triton_client.py photo.jpg other.png
 
-This client has not been run against a server yet: none was at hand where it was written. The
-server should be started with NVIDIA_TF32_OVERRIDE=0 in its environment: on newer GPUs it would
-otherwise compute with fewer digits than the exported file was compared with.
+No test runs this client: Triton comes as a container. It was tried with Triton 2.51 on a CPU, with
+the Python backend in the place of the onnxruntime backend, under the config that the export writes.
+
+Start the server with NVIDIA_TF32_OVERRIDE=0 in its environment: on newer GPUs it would otherwise
+compute with fewer digits than the exported file was compared with.
 """
 
 from __future__ import annotations
