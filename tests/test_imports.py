@@ -72,7 +72,7 @@ def test_the_package_itself_imports_nothing() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [*LIGHT_MODULES, "maskcls.data", "maskcls.evaluation", "maskcls.runtime"]
+    [*LIGHT_MODULES, "maskcls.data", "maskcls.evaluation", "maskcls.runtime", "maskcls.api"]
     + modules_under(PACKAGE / "commands"),
 )
 def test_light_module_brings_nothing_heavy(module: str) -> None:
@@ -130,6 +130,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
+    frozenset({"api"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""

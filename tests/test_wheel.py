@@ -29,6 +29,7 @@ COMMANDS = {
     "maskcls-export": "maskcls.commands.export:main",
     "maskcls-combine": "maskcls.commands.combine:main",
     "maskcls-doctor": "maskcls.commands.doctor:main",
+    "maskcls-completion": "maskcls.commands.completion:main",
 }
 
 # One worker builds, the others would only do it again.
@@ -108,6 +109,7 @@ def test_metadata(wheel: Path) -> None:
         "bench",
         "docs",
         "parquet",
+        "completion",
         "all",
         "dev",
     }

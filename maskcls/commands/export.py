@@ -25,6 +25,7 @@ examples:
   maskcls-export --age runs/age/exp --out onnx                  one network alone
   maskcls-export --model-dir runs --out onnx --parity-images photos
   maskcls-export --model-dir runs --out onnx-int8 --precision int8
+  maskcls-export --model-dir runs --out onnx --triton           and a model repository for Triton
 """
 
 
@@ -80,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="macro F1 that the export may cost (default 0.005)",
     )
+    parser.add_argument(
+        "--triton",
+        action="store_true",
+        help="write DIR/model_repository for NVIDIA's Triton Inference Server, too: maskcls.onnx, "
+        "or the one network, with its config.pbtxt",
+    )
     return parser
 
 
@@ -114,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures=args.parity_images,
         max_pictures=args.parity_pictures,
         max_f1_drop=MAX_F1_DROP if args.max_f1_drop is None else args.max_f1_drop,
+        triton=args.triton,
     )
     parity = result.parity
     worst = max(found.max_logit for found in parity.networks.values())
@@ -124,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for file in result.files:
         print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    if result.repository is not None:
+        print(f"{result.repository}: for tritonserver --model-repository")
     if len(result.files) > 1:
         print(f"next: maskcls-infer --model {result.files[-1]} --images DIR --out output.csv")
     return 0

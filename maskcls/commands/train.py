@@ -13,18 +13,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.commands._run import env_default, env_help, guarded, offer
 from maskcls.config import (
+    CLASS_WEIGHT_NAMES,
+    CRITERION_NAMES,
     OPTION_FIELDS,
-    PEOPLE_FIELDS,
     PRESETS,
+    WEIGHT_NAMES,
     TrainConfig,
     file_values,
     read_yaml,
     resolve,
 )
 from maskcls.errors import ConfigError, unknown
-from maskcls.folds import FOLDS_FILE, is_group, start_of
+from maskcls.folds import FOLDS_FILE, is_group
 from maskcls.labels import BRANCHES, TASKS
 
 ALL = "all"
@@ -35,6 +37,12 @@ ENVIRONMENT = {"data_dir": "SM_CHANNEL_TRAIN", "model_dir": "SM_MODEL_DIR"}
 """Option → the variable that is its default."""
 
 METAVARS = {str: "NAME", int: "N", float: "X", "model_dir": "DIR", "cache": "DIR", "fixes": "FILE"}
+OFFERED = {
+    "weights": WEIGHT_NAMES,
+    "class_weights": CLASS_WEIGHT_NAMES,
+    "criterion": CRITERION_NAMES,
+}
+"""Option → what it may be among other things, for shell completion."""
 
 EPILOG = """\
 Values come from the preset of the task, then --config FILE, then the options given here. There are
@@ -70,12 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    task = parser.add_argument(
         "--task",
         default=None,
         metavar="TASK",
         help=f"{', '.join(TASKS)}, or {ALL}: {' and '.join(BRANCHES)}; default mask_gender",
     )
+    offer(task, (*TASKS, ALL))
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of these options")
     parser.add_argument(
         "--resume",
@@ -106,7 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
             parser.add_argument(flag, nargs=2, type=float, metavar=("H", "W"), help=help)
         else:
             metavar = METAVARS.get(field.name) or METAVARS[kind]
-            parser.add_argument(flag, type=kind, metavar=metavar, help=help)
+            action = parser.add_argument(flag, type=kind, metavar=metavar, help=help)
+            offer(action, field.metadata["choices"] or OFFERED.get(field.name, ()))
     return parser
 
 
@@ -132,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = _places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
-    from maskcls.training import train
+    from maskcls.training import choose_config, train
     from maskcls.training.folds import discard_group, is_begun, start_group
 
     before: tuple[TrainConfig, Path] | None = None
@@ -140,11 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name in tasks:
             missing = {key: value for key, value in places.items() if key not in given[name]}
-            config = _choose_preset(name, values, missing | flags)
-            if before is not None and _can_follow(config, before[0]):
-                branch = {"weights": str(before[1])}
-                config = resolve(name, "branch", values, missing | flags | branch)
-                print(f"{name} starts from what {before[0].task} has learnt on the same people")
+            config = choose_config(name, values, missing | flags, before)
             if config.all_folds:  # all groups are there before the first hour of training
                 groups.append(start_group(config))
                 before = config, groups[-1]
@@ -244,36 +250,6 @@ def _places(has_data: bool) -> dict[str, Any]:
         places = {"model_dir": str(SAMPLE_DIR)} | places
         places["data_dir"] = (str(ensure_sample(data) / "train"),)
     return places
-
-
-def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
-    """The preset that fits what the network starts from."""
-    from maskcls.weights import find_start, model_of
-
-    given = file_values(values, task) | flags
-    weights = given.get("weights", TrainConfig.weights)
-    if given.get("folds") is not None and given.get("fold") is None:
-        weights = start_of(weights, 0)
-    model = given.get("model", PRESETS["imagenet"][task]["model"])
-    start = find_start(weights, model, print)
-    if start is None:
-        return resolve(task, "scratch", values, {**flags, "weights": "none"})
-    if weights == "auto":
-        return resolve(task, "imagenet", values, {**flags, "weights": "imagenet"})
-    own = model_of(start)  # one of our checkpoints says which network it is
-    if own is not None and "model" not in given:
-        flags = {**flags, "model": own}
-    return resolve(task, "imagenet", values, flags)
-
-
-def _can_follow(config: TrainConfig, first: TrainConfig) -> bool:
-    """Whether a branch that would start at random can start from the one before it. The same
-    people must validate in both: a network that has seen them would flatter itself."""
-    return (
-        config.weights == first.weights == "none"
-        and config.model == first.model
-        and all(getattr(config, name) == getattr(first, name) for name in PEOPLE_FIELDS)
-    )
 
 
 def _kind(hint: Any) -> type:

@@ -18,16 +18,24 @@ from maskcls.checkpoints import file_digest, open_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.data.profiles import Profile, read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
-from maskcls.errors import CheckpointError, DataError, ExportError, PictureError
+from maskcls.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    PictureError,
+    unknown,
+)
 from maskcls.files import replacing, write_atomic
 from maskcls.images import read_image
 from maskcls.labels import ATTRIBUTES
-from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
+from maskcls.manifest import ONNX_KEY, PRECISIONS, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.models import restore_model
 from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.fuse import fuse
 from maskcls.onnx.parity import MAX_F1_DROP, Parity, compare, load_pictures
 from maskcls.onnx.quantise import to_fp16, to_int8
+from maskcls.onnx.triton import model_file, write_repository
 from maskcls.runtime.session import open_session, write_seen
 from maskcls.runtime.sources import list_pictures
 
@@ -46,6 +54,7 @@ class ExportResult:
 
     files: tuple[Path, ...]
     parity: Parity
+    repository: Path | None = None  # of Triton, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -65,20 +74,25 @@ def export(
     pictures: Path | None = None,
     max_pictures: int = 1024,
     max_f1_drop: float = MAX_F1_DROP,
+    triton: bool = False,
     say: Callable[[str], None] = print,
 ) -> ExportResult:
     """Writes one file per network, and the fused one where the networks answer every attribute.
 
     `pictures`: a data folder or any folder of pictures to compare on; default: the people who
     validated the run, or, where there are none, those who trained it, which is said.
-    `max_pictures` of them are drawn at random, the same every time.
-    `parity.json` is written in any case; the ONNX files only if the comparison passed.
+    `max_pictures` of them are drawn at random, the same every time. `parity.json` is written in any
+    case; the ONNX files only if the comparison passed. With `triton` the fused file, or the single
+    network, is in a model repository, too.
 
     Raises:
         ExportError: a network cannot be converted, or its file does not answer as PyTorch does.
         CheckpointError: a checkpoint that cannot be read, or one task twice.
+        ConfigError: no such precision.
         DataError: no pictures to compare on, or to calibrate int8 on.
     """
+    if precision not in PRECISIONS:
+        raise ConfigError(unknown("precision", precision, PRECISIONS))
     networks = []
     trained_on: frozenset[int] | None = frozenset()
     for path in checkpoints:
@@ -138,6 +152,7 @@ def export(
     if parity.failures:
         for name in files:  # of an earlier export: it must not pass for this one
             (out / name).unlink(missing_ok=True)
+            model_file(out, name).unlink(missing_ok=True)
         raise ExportError(
             f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
             f"but {out / PARITY_FILE}"
@@ -149,7 +164,8 @@ def export(
         onnx.helper.set_model_props(proto, entries)
         with replacing(out / name) as temporary:
             onnx.save(proto, temporary)
-    return ExportResult(tuple(out / name for name in files), parity)
+    written = tuple(out / name for name in files)
+    return ExportResult(written, parity, write_repository(written[-1], out) if triton else None)
 
 
 def _smaller(
