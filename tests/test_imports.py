@@ -19,7 +19,7 @@ PACKAGE = ROOT / "maskcls"
 
 TORCH = frozenset({"torch", "torchvision", "ignite", "efficientnet_pytorch"})
 """Not there at all where labels are only decoded."""
-HEAVY = TORCH | {"matplotlib", "pandas", "onnxruntime"}
+HEAVY = TORCH | {"matplotlib", "pandas", "onnxruntime", "optuna"}
 """Too slow to import before the options are read."""
 
 LIGHT_MODULES = (
@@ -41,6 +41,9 @@ LIGHT_MODULES = (
     "maskcls.evaluation.groups",
     "maskcls.evaluation.reliability",
     "maskcls.evaluation.report",
+    "maskcls.search.space",
+    "maskcls.search.folder",
+    "maskcls.search.results",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 
@@ -125,14 +128,14 @@ LAYERS: tuple[frozenset[str], ...] = (
         | {"files", "provenance"}
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
-    frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
+    frozenset({"training", "onnx", "evaluation", "runtime", "search", "classifier"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""
 NEVER: Mapping[str, frozenset[str]] = {
     "runtime": frozenset(
         {"training", "onnx", "evaluation", "models", "baseline", "losses", "checkpoints", "weights"}
-        | {"classifier"}
+        | {"classifier", "search"}
     ),
 }
 """Besides the layers: unit → units of `maskcls` that it does not import."""

@@ -5,8 +5,8 @@ clone's `cli/`, `maskcls/`, `examples/`. They stand there as a user would paste 
 take seconds, the test appends options, in which the last one given wins:
 
 - `cli/data.py sample` gets `SMALL_SAMPLE`: it draws the `data/` that all later commands read;
-- `cli/train.py` gets `SMALL_TRAINING` (a tiny network, one epoch), but for `--resume`, which takes
-  its settings from the run.
+- `cli/train.py` and `cli/search.py` get `SMALL_TRAINING` (a tiny network, one epoch), but where
+  they go on with a run or a study, which has its settings.
 
 `make`, `tensorboard` and the line that enters the virtual environment are looked at without being
 run. Python examples run afterwards on what the commands left, under the names of `make demo`.
@@ -62,7 +62,8 @@ def small(command: str) -> str:
     """The command with the options that make it quick."""
     if script(command) == "data" and " sample " in command:
         return f"{command} {SMALL_SAMPLE}"
-    if script(command) == "train" and "--resume" not in command:
+    begins = script(command) == "train" and "--resume" not in command
+    if begins or (script(command) == "search" and "--task" in command):
         return f"{command} {SMALL_TRAINING}"
     return command
 
@@ -136,7 +137,7 @@ def check_what_commands_leave(folder: Path) -> None:
         assert (folder / name).is_file(), name
     ran = [command for command in commands() if program(command) not in NOT_RUN]
     assert {script(command) for command in ran} == {
-        *("data", "train", "infer", "evaluate", "to_onnx", "doctor")
+        *("data", "train", "search", "infer", "evaluate", "to_onnx", "doctor")
     }
 
 

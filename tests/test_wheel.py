@@ -28,6 +28,7 @@ COMMANDS = {
     "maskcls-data": "maskcls.commands.data:main",
     "maskcls-export": "maskcls.commands.export:main",
     "maskcls-doctor": "maskcls.commands.doctor:main",
+    "maskcls-search": "maskcls.commands.search:main",
 }
 
 # One worker builds, the others would only do it again.
@@ -106,6 +107,7 @@ def test_metadata(wheel: Path) -> None:
         "train",
         "bench",
         "parquet",
+        "search",
         "all",
         "dev",
     }

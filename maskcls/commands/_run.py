@@ -50,6 +50,7 @@ EXTRA_OF = {
     "onnxscript": "train",
     "onnx": "runtime",
     "onnxruntime": "runtime",
+    "optuna": "search",
 }
 """Package → the extra that brings it."""
 

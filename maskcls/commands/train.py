@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", type=Path, metavar="RUN", help="run folder to go on with; keeps its config"
     )
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Adds the fields of `TrainConfig` as options, all but those `without`. What is not given is
+    None."""
     hints = typing.get_type_hints(TrainConfig)
     preset = {key for start in PRESETS.values() for values in start.values() for key in values}
     for field in OPTION_FIELDS:
+        if field.name in without:
+            continue
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f": {', '.join(field.metadata['choices'])}"
@@ -98,7 +107,6 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             metavar = METAVARS.get(field.name) or METAVARS[kind]
             parser.add_argument(flag, type=kind, metavar=metavar, help=help)
-    return parser
 
 
 @guarded
@@ -118,9 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(unknown("task", str(task), (*TASKS, ALL)))
     tasks = BRANCHES if task == ALL else (task,)
     for name in tasks:  # all of it is checked before the first hour of training
-        _check(name, values, flags, file)
+        check_values(name, values, flags, file)
     given = {name: file_values(values, name) | flags for name in tasks}
-    places = _places(all(given[name].get("data_dir") for name in tasks))
+    places = default_places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.training import train
@@ -128,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before: tuple[TrainConfig, Path] | None = None
     for name in tasks:
         missing = {key: value for key, value in places.items() if key not in given[name]}
-        config = _choose_preset(name, values, missing | flags)
+        config = choose_preset(name, values, missing | flags)
         if before is not None and _can_follow(config, before[0]):
             branch = {"weights": str(before[1])}
             config = resolve(name, "branch", values, missing | flags | branch)
@@ -144,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check(task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None) -> None:
+def check_values(
+    task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None
+) -> None:
     """
     Raises:
         ConfigError: a value that does not fit; names the file where the file brought it.
@@ -171,7 +181,7 @@ def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str
     return 0
 
 
-def _places(has_data: bool) -> dict[str, Any]:
+def default_places(has_data: bool) -> dict[str, Any]:
     """Where data and runs lie if neither file nor flags say: the environment's folders, and for
     data the built-in sample."""
     places: dict[str, Any] = {}
@@ -189,7 +199,7 @@ def _places(has_data: bool) -> dict[str, Any]:
     return places
 
 
-def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
+def choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
     """The preset that fits what the network starts from."""
     from maskcls.weights import find_start, model_of
 
