@@ -45,8 +45,8 @@ FAILURES = (ConfigError, TrainingError, WeightsError, RuntimeError, MemoryError)
 little memory. Data that are gone or a full disk would end the next trial, too."""
 FAILED_IN_A_ROW = 5
 """So many failed trials end the search: they will not be the last."""
-STARTUP_TRIALS = 5
-"""The median is one of so many trials at least."""
+FEW_TRIALS = 5
+"""Fewer that were trained to the end have no median to fall behind, and do not say what matters."""
 _NUMBER, _REASON = "number", "reason"  # attributes of Optuna's trials
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -196,7 +196,7 @@ class _Search:
             if epoch == 1:
                 self.folder.check_people(number)
             trial.report(score, epoch)
-            if trial.should_prune():
+            if epoch < config.epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
         try:
@@ -267,7 +267,7 @@ def create_pruner(name: str, epochs: int) -> BasePruner:
     """`median`: ends a trial whose best score is below the median of the others' scores at its
     epoch; `hyperband`: gives many trials few epochs and the better ones more."""
     if name == "median":
-        return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=epochs // 4)
+        return MedianPruner(n_startup_trials=FEW_TRIALS, n_warmup_steps=epochs // 4)
     if name == "hyperband":
         return HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs)
     return NopPruner()
@@ -295,7 +295,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """How much of the difference between good trials and the others each key explains; the sum is
     1. Nothing where there are too few trials to say."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len({trial.value for trial in complete}) < STARTUP_TRIALS:
+    if len({trial.value for trial in complete}) < FEW_TRIALS:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is new, and that it leaves pruned trials out
