@@ -215,7 +215,7 @@ class _Search:
             self.say(f"trial {number}: pruned, as it is behind the others")
             return TrialState.PRUNED
         except FAILURES as error:
-            trial.set_user_attr(_REASON, " ".join(f"{error or type(error).__name__}".split()))
+            trial.set_user_attr(_REASON, " ".join((str(error) or type(error).__name__).split()))
             self.study.tell(trial, state=TrialState.FAIL)
             self.say(f"trial {number}: failed: {error}")
             return TrialState.FAIL

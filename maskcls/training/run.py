@@ -525,8 +525,9 @@ def _restore(states: Mapping[str, Any], content: Mapping[str, Any], folder: Path
 
 def _tell_again(rows: Sequence[Mapping[str, float]], epoch_ended: EpochEnded | None) -> None:
     """The scores of the epochs before an interruption."""
-    for row in rows if epoch_ended is not None else ():
-        epoch_ended(int(row["epoch"]), row["macro_f1"])
+    if epoch_ended is not None:
+        for row in rows:
+            epoch_ended(int(row["epoch"]), row["macro_f1"])
 
 
 def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
