@@ -278,10 +278,10 @@ def open_study(journal: Path, pruner: BasePruner) -> optuna.Study:
     Raises:
         StudyError: a damaged journal.
     """
+    _cut_torn_line(journal)
+    # One process at a time is in a study, and a lock of Optuna's would outlive SIGKILL.
+    backend = JournalFileBackend(str(journal), lock_obj=_NoLock(str(journal)))
     with _reading(journal):
-        _cut_torn_line(journal)
-        # One process at a time is in a study, and a lock of Optuna's would outlive SIGKILL.
-        backend = JournalFileBackend(str(journal), lock_obj=_NoLock())
         return optuna.create_study(
             study_name="search",
             storage=JournalStorage(backend),
