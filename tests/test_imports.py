@@ -128,14 +128,15 @@ LAYERS: tuple[frozenset[str], ...] = (
         | {"files", "provenance"}
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
-    frozenset({"training", "onnx", "evaluation", "runtime", "search", "classifier"}),
+    frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
+    frozenset({"search"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""
 NEVER: Mapping[str, frozenset[str]] = {
     "runtime": frozenset(
         {"training", "onnx", "evaluation", "models", "baseline", "losses", "checkpoints", "weights"}
-        | {"classifier", "search"}
+        | {"classifier"}
     ),
 }
 """Besides the layers: unit → units of `maskcls` that it does not import."""

@@ -38,7 +38,7 @@ of its own, which lies in STUDY/space.yaml to be copied and changed:
   epochs: {low: 6, high: 20}                   whole numbers
   class_weights: [none, sqrt, balanced]        a choice
 
-The keys are the options below, with _ for -. Options and --config hold for what the space leaves
+The keys are the options of the training, with _ for -. Options and --config hold for what the space leaves
 out.
 
 examples:
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--task", metavar="TASK", help=f"{', '.join(TASKS)}; default mask_gender")
     own.add_argument("--config", type=Path, metavar="FILE", help="YAML file of the options below")
-    add_settings(parser, without=("model_dir", "name"))
+    add_settings(parser.add_argument_group("the training"), without=("model_dir", "name"))
     return parser
 
 
@@ -120,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             only_best=only_best,
         )
     except (KeyboardInterrupt, SystemExit):
-        number = f"--trials {trials}" if trials is not None else f"--minutes {minutes:g}"
-        print(f"interrupted; go on with: maskcls-search --study {study} {number}")
+        more = [f"--trials {trials}" if trials is not None else f"--minutes {minutes:g}"]
+        more += [f"--pruner {pruner}"] * (pruner != "median") + ["--only-best"] * only_best
+        print(f"interrupted; go on with: maskcls-search --study {study} {' '.join(more)}")
         raise
     best = best_of(ended)
     if best is None:

@@ -78,7 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_settings(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+def add_settings(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, without: Collection[str] = ()
+) -> None:
     """Adds the fields of `TrainConfig` as options, all but those `without`. What is not given is
     None."""
     hints = typing.get_type_hints(TrainConfig)

@@ -2,7 +2,8 @@
 
 The study survives its process. A trial that was broken off, by a signal or by SIGKILL, goes on in
 its run folder when the search does. Each trial has a sampler with a seed of its own, so that a
-search with interruptions tries the same as one without.
+search with interruptions tries the same as one without; but for Hyperband, which deals its budgets
+by Optuna's count of trials, and that has those twice that were broken off.
 """
 
 from __future__ import annotations
@@ -344,5 +345,6 @@ def _encoded(value: Any) -> Any:
 
 def _decoded(value: Any, dimension: Range | Choices) -> Any:
     if isinstance(dimension, Range):
-        return value
+        # Three steps of 0.1 are 0.30000000000000004 to Optuna.
+        return value if dimension.step is None else round(value, 12)
     return next(own for own in dimension.values if _encoded(own) == value)
