@@ -188,13 +188,20 @@ def test_other_people_are_refused(
     assert [row["state"] for row in rows(place / "study")] == ["complete"] * 2
 
 
+@pytest.fixture
+def learnable(place: Path, options: list[str]) -> list[str]:
+    """The same with people enough to learn from, at rates of which the lowest teach nothing."""
+    people = make_sample(place / "people", people=30, eval_people=6, progress=False) / "train"
+    text = "lr: {low: 0.0001, high: 0.02, log: true}\n"
+    (place / "space.yaml").write_text(text, encoding="utf-8")
+    more = ["--augmentation", "BaseAugmentation", "--epochs", "2", "--batch-size", "8"]
+    return [*options, "--data-dir", str(people), *more]
+
+
 def test_trials_that_fall_behind_are_pruned(
-    place: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+    place: Path, learnable: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Half of the rates teach nothing.
-    (place / "space.yaml").write_text("lr: {low: 1e-9, high: 0.02, log: true}\n", encoding="utf-8")
-    argv = [*options, "--trials", "10", "--only-best", "--epochs", "3"]
-    assert main([*argv, "--study", "median"]) == 0
+    assert main([*learnable, "--study", "median", "--trials", "7", "--only-best"]) == 0
     assert "pruned, as it is behind the others" in capsys.readouterr().out
     found = rows(place / "median")
     pruned = [row for row in found if row["state"] == "pruned"]
@@ -204,20 +211,23 @@ def test_trials_that_fall_behind_are_pruned(
     for row in pruned:
         run = runs / f"trial-{int(row['trial']):03d}"
         epochs = len((run / "metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
-        assert epochs == int(row["epochs"]) < 3
+        assert epochs == int(row["epochs"]) < 2
         assert not (run / "report.html").exists()  # nobody asks
     best = max(complete, key=lambda row: float(row["macro_f1"]))
     kept = {path.parent.name for path in runs.rglob("*.pt")}
     assert kept == {f"trial-{int(best['trial']):03d}"}
     assert "What mattered" in (place / "median" / "search.html").read_text(encoding="utf-8")
-    assert main([*argv, "--study", "none", "--pruner", "none"]) == 0
-    assert {row["state"] for row in rows(place / "none")} == {"complete"}
+    # The same trials, each to its end.
+    first = pruned[0]["trial"]
+    argv = [*learnable, "--study", "none", "--trials", first, "--pruner", "none"]
+    assert main(argv) == 0
+    assert {(row["state"], row["epochs"]) for row in rows(place / "none")} == {("complete", "2")}
+    assert rows(place / "none")[-1]["lr"] == pruned[0]["lr"]
 
 
-def test_hyperband(place: Path, options: list[str]) -> None:
-    (place / "space.yaml").write_text("lr: {low: 1e-9, high: 0.02, log: true}\n", encoding="utf-8")
-    argv = [*options, "--trials", "8", "--pruner", "hyperband", "--epochs", "3"]
-    assert main([*argv, "--study", "study"]) == 0
+def test_hyperband(place: Path, learnable: list[str]) -> None:
+    argv = [*learnable, "--study", "study", "--trials", "5", "--pruner", "hyperband"]
+    assert main(argv) == 0
     assert {"pruned", "complete"} == {row["state"] for row in rows(place / "study")}
 
 
