@@ -38,8 +38,8 @@ of its own, which lies in STUDY/space.yaml to be copied and changed:
   epochs: {low: 6, high: 20}                   whole numbers
   class_weights: [none, sqrt, balanced]        a choice
 
-The keys are the options of the training, with _ for -. Options and --config hold for what the space leaves
-out.
+The keys are the options of the training, with _ for -. Options and --config hold for what the
+space leaves out.
 
 examples:
   maskcls-search --task age --data-dir data/train --study studies/age --trials 30

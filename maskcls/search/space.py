@@ -189,11 +189,9 @@ def _dimension(key: str, value: Any, line: str) -> Range | Choices:
     if log:
         raise ConfigError(f"{line}: {key}: log and step do not go together")
     kinds = (int,) if isinstance(low, int) else (int, float)
-    if type(step) not in kinds or not 0 < step <= high - low:
+    if type(step) not in kinds or not step > 0:
         number = "a whole number" if isinstance(low, int) else "a number"
-        raise ConfigError(
-            f"{line}: {key}: step {step!r} must be {number} above 0 and at most high - low"
-        )
+        raise ConfigError(f"{line}: {key}: step {step!r} must be {number} above 0")
     found = Range(low, high, step=type(low)(step))
     if not _on_grid(found, high):
         raise ConfigError(f"{line}: {key}: high {high} is no whole number of steps above low {low}")

@@ -62,6 +62,8 @@ def test_what_a_trial_can_have() -> None:
         ("lr: {low: 0.1, high: 0.3, log: true, step: 0.1}", 1, "log and step do not go together"),
         ("mixup: {low: 0.0, high: 0.3, step: 0}", 1, "step 0 must be a number above 0"),
         ("mixup: {low: 0.0, high: 0.3, step: 0.2}", 1, "high 0.3 is no whole number of steps"),
+        ("epochs: {low: 5, high: 9, step: 5}", 1, "high 9 is no whole number of steps"),
+        ("mixup: {low: 0.0, high: 0.3, step: .nan}", 1, "step nan must be a number above 0"),
         ("epochs: {low: 5, high: 9, step: 0.5}", 1, "step 0.5 must be a whole number above 0"),
         ("epochs: {low: 5.0, high: 9}", 1, "epochs 5.0: must be int"),
         ("epochs: {low: 0, high: 9}", 1, "epochs 0: must be 1 or more"),

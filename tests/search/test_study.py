@@ -294,24 +294,26 @@ def test_a_signal_ends_the_search_and_it_goes_on(
     step: int,
     ended: int,
 ) -> None:
-    assert main([*options, "--study", "whole", "--trials", "3"]) == 0
+    argv = [*options, "--pruner", "none", "--only-best"]
+    assert main([*argv, "--study", "whole", "--trials", "3"]) == 0
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.MonkeyPatch.context() as patch:
             signal_at(step, number, patch)
             if number == signal.SIGTERM:
                 with pytest.raises(SystemExit) as caught:
-                    main([*options, "--study", "study", "--trials", "3"])
+                    main([*argv, "--study", "study", "--trials", "3"])
                 assert caught.value.code == 143
             else:
-                assert main([*options, "--study", "study", "--trials", "3"]) == 130
+                assert main([*argv, "--study", "study", "--trials", "3"]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     out = capsys.readouterr().out
-    assert "interrupted; go on with: maskcls-search --study study --trials 3" in out
+    again = "--study study --trials 3 --pruner none --only-best"
+    assert f"interrupted; go on with: maskcls-search {again}\n" in out
     assert "--resume" not in out
     assert len(rows(place / "study")) == ended
-    assert main(["--study", "study", "--trials", "3"]) == 0
+    assert main(again.split()) == 0
     went_on = "resuming study/runs/age/trial-002 after epoch 1" in capsys.readouterr().out
     assert went_on == (ended == 1)
     assert results(place / "study") == results(place / "whole")
@@ -367,6 +369,14 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
     study = optuna.load_study(study_name="search", storage=JournalStorage(backend))
     states = [trial.state.name for trial in study.get_trials()]
     assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]  # none is left running
+
+
+def test_steps_are_written_as_they_are_meant(place: Path, options: list[str]) -> None:
+    # The sum of 0.2 and 0.1 is 0.30000000000000004.
+    (place / "space.yaml").write_text("clip_norm: {low: 0.2, high: 0.4, step: 0.1}\n")
+    argv = [*options, "--study", "study", "--trials", "4", "--epochs", "1"]
+    assert main(argv) == 0
+    assert "0.3" in {row["clip_norm"] for row in rows(place / "study")}
 
 
 def test_minutes(place: Path, options: list[str]) -> None:
