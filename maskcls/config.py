@@ -292,6 +292,17 @@ MACHINE_FIELDS = frozenset({"device", "workers", "cache"})
 """Fields that may change when a run is resumed: they do not change what is learnt."""
 
 
+def differences(wanted: TrainConfig, before: Mapping[str, Any], owner: str) -> list[str]:
+    """The settings that differ from `before`, the values of an earlier config, each as a text for a
+    message that says whose they are: the owner's. Where things lie, and the machine, may differ."""
+    known = {**TrainConfig().to_dict(), **before}  # an older one lacks what came later, and its use
+    return [
+        f"{name} {value!r} ({owner} has {known[name]!r})"
+        for name, value in wanted.to_dict().items()
+        if name not in MACHINE_FIELDS | PLACE_FIELDS and value != known[name]
+    ]
+
+
 def parse_criterion(text: str) -> dict[str, float]:
     """A loss, or a weighted sum of losses, as it is written on the command line.
 
@@ -419,6 +430,17 @@ def check_keys(values: Mapping[str, Any], where: str) -> None:
     for key in values:
         if key not in _TYPES:
             raise ConfigError(f"{where}: {unknown('key', str(key), _TYPES)}")
+
+
+def typed(key: str, value: Any) -> Any:
+    """A setting's value as a config has it: `1e-3` is no text there, and a list is a tuple.
+
+    Raises:
+        ConfigError: a value of the wrong type.
+    """
+    value = _coerce(value, _TYPES[key])
+    _check_type(key, value, _TYPES[key])
+    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "maskcls"
 
 TORCH = frozenset({"torch", "torchvision", "ignite", "efficientnet_pytorch"})
 """Not there at all where labels are only decoded."""
-HEAVY = TORCH | {"matplotlib", "pandas", "onnxruntime"}
+HEAVY = TORCH | {"matplotlib", "pandas", "onnxruntime", "optuna"}
 """Too slow to import before the options are read."""
 
 LIGHT_MODULES = (
@@ -45,6 +45,9 @@ LIGHT_MODULES = (
     "maskcls.evaluation.label_errors",
     "maskcls.evaluation.audit",
     "maskcls.evaluation.gallery",
+    "maskcls.search.space",
+    "maskcls.search.folder",
+    "maskcls.search.results",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 
@@ -130,7 +133,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
-    frozenset({"api"}),
+    frozenset({"api", "search"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""

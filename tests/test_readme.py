@@ -5,8 +5,9 @@ has links to the clone's `cli/`, `maskcls/`, `examples/`. They stand there as a 
 them; so that they take seconds, the test appends options, in which the last one given wins:
 
 - `cli/data.py sample` gets `SMALL_SAMPLE`: it draws the `data/` that all later commands read;
-- `cli/train.py` gets `SMALL_TRAINING` (a tiny network, one epoch), but for `--resume`, which takes
-  its settings from the run, and random weights unless it starts from a checkpoint of before;
+- `cli/train.py` and `cli/search.py` get `SMALL_TRAINING` (a tiny network, one epoch), but where
+  they go on with a run or a study, which has its settings; and random weights unless training
+  starts from a checkpoint of before;
 - the export to int8 gets `SMALL_EXPORT`, since so small a network has no score to lose.
 
 A page goes on with what the README has left, and a command that has been run is not run again.
@@ -82,7 +83,8 @@ def small(command: str) -> str:
     """The command with the options that make it quick."""
     if script(command) == "data" and " sample " in command:
         return f"{command} {SMALL_SAMPLE}"
-    if script(command) == "train" and "--resume" not in command:
+    begins = script(command) == "train" and "--resume" not in command
+    if begins or (script(command) == "search" and "--task" in command):
         start = "" if "--weights runs/" in command else " --weights none"
         return f"{command} {SMALL_TRAINING}{start}"
     if script(command) == "to_onnx" and "int8" in command:
@@ -165,7 +167,7 @@ def check_what_commands_leave(folder: Path) -> None:
         assert (folder / name).is_file(), name
     ran = [command for command in commands() if program(command) not in NOT_RUN]
     assert {script(command) for command in ran} == {
-        *("data", "train", "infer", "evaluate", "to_onnx", "doctor", "combine")
+        *("data", "train", "search", "infer", "evaluate", "to_onnx", "doctor", "combine")
     }
 
 

@@ -52,6 +52,7 @@ EXTRA_OF = {
     "onnx": "runtime",
     "onnxruntime": "runtime",
     "shtab": "completion",
+    "optuna": "search",
 }
 """Package → the extra that brings it."""
 

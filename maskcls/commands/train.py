@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="run folder, or group of folds, to go on with; keeps its config",
     )
+    add_settings(parser)
+    return parser
+
+
+def add_settings(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, without: Collection[str] = ()
+) -> None:
+    """Adds the fields of `TrainConfig` as options, all but those `without`. What is not given is
+    None."""
     hints = typing.get_type_hints(TrainConfig)
     preset = {key for start in PRESETS.values() for values in start.values() for key in values}
     for field in OPTION_FIELDS:
+        if field.name in without:
+            continue
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f": {', '.join(field.metadata['choices'])}"
@@ -117,7 +128,6 @@ def build_parser() -> argparse.ArgumentParser:
             metavar = METAVARS.get(field.name) or METAVARS[kind]
             action = parser.add_argument(flag, type=kind, metavar=metavar, help=help)
             offer(action, field.metadata["choices"] or OFFERED.get(field.name, ()))
-    return parser
 
 
 @guarded
@@ -137,9 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(unknown("task", str(task), (*TASKS, ALL)))
     tasks = BRANCHES if task == ALL else (task,)
     for name in tasks:  # all of it is checked before the first hour of training
-        _check(name, values, flags, file)
+        check_values(name, values, flags, file)
     given = {name: file_values(values, name) | flags for name in tasks}
-    places = _places(all(given[name].get("data_dir") for name in tasks))
+    places = defaultdefault_places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.training import choose_config, train
@@ -203,7 +213,9 @@ def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = No
         raise
 
 
-def _check(task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None) -> None:
+def check_values(
+    task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None
+) -> None:
     """
     Raises:
         ConfigError: a value that does not fit; names the file where the file brought it.
@@ -234,7 +246,7 @@ def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str
     return 0
 
 
-def _places(has_data: bool) -> dict[str, Any]:
+def defaultdefault_places(has_data: bool) -> dict[str, Any]:
     """Where data and runs lie if neither file nor flags say: the environment's folders, and for
     data the built-in sample."""
     places: dict[str, Any] = {}

@@ -34,6 +34,8 @@ from maskcls.training.schedule import Schedule, get_lr
 from maskcls.training.seeding import seed_step
 
 EMA_MOMENTUM = "ema_momentum"  # where Ignite's handler reads it from the engine's state
+EpochEnded = Callable[[int, float], None]
+"""Is told an epoch, from 1, and its macro F1 on the validation people."""
 MISTAKES = 16  # shown in TensorBoard's grid
 
 
@@ -145,12 +147,14 @@ def setup_handlers(
     calibration: ValidationCalibration | None,
     extra: Callable[[Mapping[str, float]], dict[str, Any]],
     interruption: Interruption,
+    epoch_ended: EpochEnded | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Attaches everything; returns the objects whose states make up `last.pt`, for resuming.
 
     `extra`: the epoch's metrics → what checkpoints hold besides states (the manifest).
     `interruption`: asked after each step and each epoch whether to save and end.
+    `epoch_ended`: told each epoch's score when all else is done; may raise to end the training.
     """
     evaluated = model if ema is None else ema.ema_model
     batches: EpochBatches = train_loader.batch_sampler  # type: ignore[assignment]
@@ -281,6 +285,13 @@ def setup_handlers(
     def stop_between_epochs(engine: Engine) -> None:
         if interruption.signal is not None and engine.state.epoch < config.epochs:
             interruption.end()
+
+    if epoch_ended is not None:
+        tell = epoch_ended
+
+        @trainer.on(Events.EPOCH_COMPLETED)
+        def tell_the_score(engine: Engine) -> None:
+            tell(engine.state.epoch, history.rows[-1]["macro_f1"])
 
     return states
 

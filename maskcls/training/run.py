@@ -22,7 +22,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, Subset
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
-from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
+from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, to_yaml
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
@@ -62,7 +62,7 @@ from maskcls.training.engines import (
     resolve_device,
     resolve_precision,
 )
-from maskcls.training.handlers import setup_handlers
+from maskcls.training.handlers import EpochEnded, setup_handlers
 from maskcls.training.interruption import Interruption
 from maskcls.training.metrics import attach_metrics
 from maskcls.training.paths import increment_path
@@ -83,9 +83,18 @@ class RunResult:
 
 
 def train(
-    config: TrainConfig, say: Callable[[str], None] = print, folder: Path | None = None
+    config: TrainConfig,
+    say: Callable[[str], None] = print,
+    folder: Path | None = None,
+    *,
+    epoch_ended: EpochEnded | None = None,
+    interruption: Interruption | None = None,
 ) -> RunResult:
     """Trains one network into a new run folder, or into `folder`.
+
+    `epoch_ended` is told the score of each epoch, once it is saved; what it raises ends the
+    training. `interruption`: of a caller that goes on after the training, and looks there whether a
+    signal came too late to end it; that caller says how to go on, too.
 
     Raises:
         MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
@@ -115,16 +124,22 @@ def train(
         config = dataclasses.replace(config, name=folder.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "split.csv", encode_table(data.table))
-    return session.run(config, folder)
+    return session.run(config, folder, epoch_ended=epoch_ended, interruption=interruption)
 
 
 def resume(
-    folder: Path, changes: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    epoch_ended: EpochEnded | None = None,
+    interruption: Interruption | None = None,
 ) -> RunResult:
     """Goes on with a run that was interrupted; a finished one is left as it is.
 
     `changes`: config values of this call. Those of the machine may differ from the run's, and the
-    data may have moved; anything else is refused.
+    data may have moved; anything else is refused. `epoch_ended` and `interruption`: as in `train`;
+    the former is told the epochs before the interruption, too.
 
     Raises:
         CheckpointError: no run, no readable checkpoint, other data, or another config.
@@ -151,6 +166,7 @@ def resume(
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
     if _is_over(content, config):
         say(f"{folder} is finished: {epoch} epochs; nothing to do")
+        _tell_again(content["history"]["rows"], epoch_ended)
         return _result(content, folder, 0)
     data = _load_data(wanted, say)
     if split_hash(data.table) != manifest.split_hash:
@@ -162,7 +178,7 @@ def resume(
     session = _Session(wanted, data, resolve_device(wanted.device), say)
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
-    return session.run(wanted, folder, content)
+    return session.run(wanted, folder, content, epoch_ended=epoch_ended, interruption=interruption)
 
 
 def is_finished(folder: Path) -> bool:
@@ -229,7 +245,13 @@ class _Session:
         self.class_weights = class_weights(config.class_weights, self.counts)
 
     def run(
-        self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
+        self,
+        config: TrainConfig,
+        folder: Path,
+        content: dict[str, Any] | None = None,
+        *,
+        epoch_ended: EpochEnded | None,
+        interruption: Interruption | None,
     ) -> RunResult:
         """Trains into `folder`, from the beginning or on from a checkpoint's content.
 
@@ -244,9 +266,16 @@ class _Session:
             # Of a resumed run, too: where its data are now; and a folder that cannot be written is
             # told before the work.
             write_atomic(folder / "config.yaml", to_yaml(config).encode())
-            return self._run(config, folder, content)
+            return self._run(config, folder, content, epoch_ended, interruption)
 
-    def _run(self, config: TrainConfig, folder: Path, content: dict[str, Any] | None) -> RunResult:
+    def _run(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        content: dict[str, Any] | None,
+        epoch_ended: EpochEnded | None,
+        given: Interruption | None,
+    ) -> RunResult:
         data, model, device = self.data, self.model, self.device
         precision = resolve_precision(config.precision, device)
 
@@ -320,7 +349,7 @@ class _Session:
             if config.calibration != "none"
             else None
         )
-        interruption = Interruption()
+        interruption = given or Interruption()
         states = setup_handlers(
             trainer,
             evaluator,
@@ -345,10 +374,12 @@ class _Session:
                 "seen": _fingerprints(data),
             },
             interruption=interruption,
+            epoch_ended=epoch_ended,
             say=self.say,
         )
         if content is not None:
             _restore(states, content, folder)
+            _tell_again(states["history"].rows, epoch_ended)
         left_out = {data.dataset.people[index] for index in data.left_out}
         border = (
             f" ({len(data.left_out)} of {len(left_out)} others left out, at the border of an age "
@@ -366,7 +397,7 @@ class _Session:
                 trainer.run(train_loader, max_epochs=config.epochs)
         except (KeyboardInterrupt, SystemExit):
             # Of a group, whoever trains it says so.
-            if (folder / "last.pt").is_file() and not is_group(folder.parent):
+            if given is None and (folder / "last.pt").is_file() and not is_group(folder.parent):
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
         if calibration is not None:
@@ -515,6 +546,13 @@ def _restore(states: Mapping[str, Any], content: Mapping[str, Any], folder: Path
         raise CheckpointError(f"{folder / 'last.pt'}: does not fit its config: {error}") from error
 
 
+def _tell_again(rows: Sequence[Mapping[str, float]], epoch_ended: EpochEnded | None) -> None:
+    """The scores of the epochs before an interruption."""
+    if epoch_ended is not None:
+        for row in rows:
+            epoch_ended(int(row["epoch"]), row["macro_f1"])
+
+
 def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
     return CheckpointError(
         f"{folder / 'last.pt'}: holds no state of {', '.join(missing)}; "
@@ -554,12 +592,7 @@ def refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]
     Raises:
         CheckpointError: a value that decides what is learnt differs from the run's.
     """
-    before = {**TrainConfig().to_dict(), **run}  # an older run lacks what came later, and its use
-    different = [
-        f"{name} {value!r} (the run has {before[name]!r})"
-        for name, value in wanted.to_dict().items()
-        if name not in MACHINE_FIELDS | PLACE_FIELDS and value != before[name]
-    ]
+    different = differences(wanted, run, "the run")
     if different:
         raise CheckpointError(
             f"{folder}: cannot be resumed with another config: {'; '.join(different)}. "
