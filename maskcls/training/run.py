@@ -7,6 +7,7 @@ MODEL_DIR/<task>/<name>/  config.yaml  split.csv  last.pt  best.pt  metrics.csv 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from maskcls.data.targets import (
     step_centres,
     steps_per_group,
 )
-from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
+from maskcls.errors import CheckpointError, ConfigError, DataError, TrackerError, TrainingError
 from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
 from maskcls.labels import get_task
@@ -68,6 +69,7 @@ from maskcls.training.paths import increment_path
 from maskcls.training.report import report_run
 from maskcls.training.schedule import Schedule, create_optimizer
 from maskcls.training.seeding import seed_everything
+from maskcls.training.trackers import Trackers, require_packages, tracking
 from maskcls.weights import apply_start, find_start
 
 
@@ -88,6 +90,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
         MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
             the first epoch.
     """
+    require_packages(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     start = find_start(config.weights, config.model, say)
@@ -108,7 +111,11 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
     folder = increment_path(Path(config.model_dir) / config.task / config.name)
     config = dataclasses.replace(config, name=folder.name)
     write_atomic(folder / "split.csv", encode_table(data.table))
-    return session.run(config, folder)
+    try:
+        return session.run(config, folder)
+    except TrackerError:  # before the first step
+        shutil.rmtree(folder)
+        raise
 
 
 def resume(
@@ -134,6 +141,7 @@ def resume(
         if value != "auto" or name in MACHINE_FIELDS
     }
     wanted = TrainConfig.from_dict({**config.to_dict(), **chosen})
+    require_packages(wanted)
     if find_checkpoint(folder / "last.pt") is None:
         raise CheckpointError(
             f"{folder}: ended before anything was saved, so there is nothing to go on from; "
@@ -212,6 +220,7 @@ class _Session:
 
         Raises:
             TrainingError: another process trains into it.
+            TrackerError: a tracker cannot be opened.
         """
 
         def busy() -> None:
@@ -221,9 +230,18 @@ class _Session:
             # Of a resumed run, too: where its data are now; and a folder that cannot be written is
             # told before the work.
             write_atomic(folder / "config.yaml", to_yaml(config).encode())
-            return self._run(config, folder, content)
+            with tracking(config, folder, self.say) as trackers:
+                result = self._run(config, folder, content, trackers)
+                trackers.keep(folder)
+            return result
 
-    def _run(self, config: TrainConfig, folder: Path, content: dict[str, Any] | None) -> RunResult:
+    def _run(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        content: dict[str, Any] | None,
+        trackers: Trackers,
+    ) -> RunResult:
         data, model, device = self.data, self.model, self.device
         precision = resolve_precision(config.precision, device)
 
@@ -312,6 +330,7 @@ class _Session:
             val_loader=val_loader,
             val_pictures=data.val,
             folder=folder,
+            trackers=trackers,
             calibration=calibration,
             extra=lambda metrics: {
                 "manifest": dataclasses.replace(
