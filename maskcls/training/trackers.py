@@ -194,7 +194,7 @@ class ClearML(Tracker):
 
     def close(self, finished: bool) -> None:
         if not finished:
-            self.task.mark_stopped(status_reason="the training did not end")
+            self.task.mark_stopped(status_message="the training did not come to its end")
         super().close(finished)
 
 
@@ -299,10 +299,7 @@ class Trackers:
             do()
         except Exception as error:  # whatever it is: it is not worth a training
             self._failed.add(name)
-            self._say(
-                f"warning: {name} failed and is left out from here on; the training goes on: "
-                f"{_reason(error)}"
-            )
+            self._say(f"warning: {name} failed and is left out from here on: {_reason(error)}")
 
 
 @contextmanager
