@@ -45,6 +45,7 @@ examples:
   maskcls-train --task all --data-dir data/train            both branches, one after the other
   maskcls-train --task age --weights none --epochs 20       from scratch, on the built-in sample
   maskcls-train --task age --criterion cross_entropy:0.7,f1:0.3 --class-weights balanced
+  maskcls-train --task age --tracker tensorboard,mlflow     needs pip install 'maskcls[mlflow]'
   maskcls-train --resume runs/age/exp                       go on after an interruption
 
 A config file is YAML with these options as keys (dashes as underscores); a section named after a
@@ -60,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         description="Train networks on folders of people's pictures, each into a run folder with\n"
-        "its config, checkpoints, metrics.csv and TensorBoard events.",
+        "its config, checkpoints, metrics.csv and, unless --tracker says otherwise, TensorBoard\n"
+        "events.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
