@@ -233,7 +233,8 @@ class Trackers:
             ) from error
         self._opened[name] = tracker
         if tracker.id is not None:
-            self._say(f"{name}: {'goes on with' if tracker.id == known else 'new'} run {tracker.id}")
+            which = "goes on with" if tracker.id == known else "new"
+            self._say(f"{name}: {which} run {tracker.id}")
         return tracker.id
 
     def attach(
