@@ -228,8 +228,8 @@ class Trackers:
             tracker = TRACKERS[name](config, folder, known)
         except Exception as error:  # whatever the client has: no server, no account, a full disk
             raise TrackerError(
-                f"--tracker {name}: cannot be opened: {_reason(error)}. Mend it, or train with "
-                "other trackers: what a run leaves in its folder needs none"
+                f"--tracker {name}: cannot be opened: {_reason(error).rstrip('.')}. Set up its "
+                f"account, server or variables, or leave {name} out of --tracker"
             ) from error
         self._opened[name] = tracker
         if tracker.id is not None:

@@ -31,6 +31,7 @@ from tests.training import small
 
 # What MLflow uses of SQLAlchemy, and ClearML of pyparsing.
 pytestmark = [
+    pytest.mark.xdist_group("trackers"),  # the clients take seconds to open and to close
     pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(clearml|pyparsing)\."),
 ]
