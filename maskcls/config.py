@@ -56,6 +56,7 @@ BORDER_AGE_NAMES = ("keep", "drop", "soften")
 TTA_NAMES = ("none", "flip")
 CALIBRATION_NAMES = ("none", "temperature", "macro_f1")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
+TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "clearml")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -183,6 +184,10 @@ class TrainConfig:
     workers: int = _option(2, "threads that decode pictures into the cache")
     cache: str = _option("auto", "folder of the pixel cache; auto: the user's cache folder")
     strict: bool = _option(False, "a picture that cannot be read is an error, not skipped")
+    tracker: str = _option(
+        "tensorboard",
+        f"what shows the training, one or several with commas of {', '.join(TRACKER_NAMES)}; none",
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -192,6 +197,7 @@ class TrainConfig:
             if choices and value not in choices:
                 raise ConfigError(unknown(field.name, str(value), choices))
         parse_criterion(self.criterion)
+        parse_trackers(self.tracker)
         self._check_ranges()
         self.preprocess()
 
@@ -288,7 +294,7 @@ OPTION_FIELDS = tuple(field for field in fields(TrainConfig) if field.name != "t
 PEOPLE_FIELDS = ("data_dir", "fixes", "val_ratio", "fold", "folds", "seed")
 """Fields that decide who trains and who validates."""
 PLACE_FIELDS = frozenset({"data_dir", "model_dir", "name", "fixes"})
-MACHINE_FIELDS = frozenset({"device", "workers", "cache"})
+MACHINE_FIELDS = frozenset({"device", "workers", "cache", "tracker"})
 """Fields that may change when a run is resumed: they do not change what is learnt."""
 
 
@@ -326,6 +332,26 @@ def parse_criterion(text: str) -> dict[str, float]:
         if not 0 < terms[name] < float("inf"):
             raise ConfigError(f"criterion {text!r}: the weight of {name} is not a positive number")
     return terms
+
+
+def parse_trackers(text: str) -> tuple[str, ...]:
+    """Names of trackers as they are written on the command line; none of them for `none`.
+
+    >>> parse_trackers("tensorboard,mlflow")
+    ('tensorboard', 'mlflow')
+
+    Raises:
+        ConfigError: an unknown tracker, or one that is named twice.
+    """
+    if text.strip() == "none":
+        return ()
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in TRACKER_NAMES:
+            raise ConfigError(unknown("tracker", name, (*TRACKER_NAMES, "none")))
+        if names.count(name) > 1:
+            raise ConfigError(f"tracker {text!r}: {name} is named twice")
+    return names
 
 
 # --- presets -----------------------------------------------------------------------------------

@@ -132,6 +132,9 @@ def test_metadata(wheel: Path) -> None:
         "parquet",
         "completion",
         "search",
+        "wandb",
+        "mlflow",
+        "clearml",
         "all",
         "dev",
     }

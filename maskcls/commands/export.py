@@ -17,7 +17,8 @@ EPILOG = """\
 Writes mask_gender.onnx and age.onnx (normalised pixels → logits) and maskcls.onnx, which takes raw
 pixels and answers labels: crop, resize, normalisation and both networks are in it. Before a file
 gets its name, real pictures go through PyTorch and through the ONNX files; where they do not answer
-alike the command ends with exit code 1 and leaves parity.json only.
+alike the command ends with exit code 1 and leaves parity.json only. model_card.md says what the
+files are for, how good they are and for whom, and what they must not be used for.
 
 examples:
   maskcls-export --model-dir runs --out onnx                    the newest run of each branch
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for file in result.files:
         print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    print(f"{result.card}: what the files are for, and how good they are")
     if result.repository is not None:
         print(f"{result.repository}: for tritonserver --model-repository")
     if len(result.files) > 1:

@@ -59,6 +59,7 @@ examples:
   maskcls-train --task all --data-dir data/train --folds 5  five networks of each
   maskcls-train --task age --weights none --epochs 20       from scratch, on the built-in sample
   maskcls-train --task age --criterion cross_entropy:0.7,f1:0.3 --class-weights balanced
+  maskcls-train --task age --tracker tensorboard,mlflow     needs pip install 'maskcls[mlflow]'
   maskcls-train --resume runs/age/exp                       go on after an interruption
 
 A config file is YAML with these options as keys (dashes as underscores); a section named after a
@@ -74,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         description="Train networks on folders of people's pictures, each into a run folder with\n"
-        "its config, checkpoints, metrics.csv and TensorBoard events.",
+        "its config, checkpoints, metrics.csv and, unless --tracker says otherwise, TensorBoard\n"
+        "events.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -149,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in tasks:  # all of it is checked before the first hour of training
         check_values(name, values, flags, file)
     given = {name: file_values(values, name) | flags for name in tasks}
-    places = defaultdefault_places(all(given[name].get("data_dir") for name in tasks))
+    places = default_places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.training import choose_config, train
@@ -246,7 +248,7 @@ def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str
     return 0
 
 
-def defaultdefault_places(has_data: bool) -> dict[str, Any]:
+def default_places(has_data: bool) -> dict[str, Any]:
     """Where data and runs lie if neither file nor flags say: the environment's folders, and for
     data the built-in sample."""
     places: dict[str, Any] = {}

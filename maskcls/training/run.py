@@ -7,6 +7,7 @@ MODEL_DIR/<task>/<name>/  config.yaml  split.csv  last.pt  best.pt  metrics.csv 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,14 @@ from maskcls.data.targets import (
     step_centres,
     steps_per_group,
 )
-from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError, WeightsError
+from maskcls.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    TrackerError,
+    TrainingError,
+    WeightsError,
+)
 from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
 from maskcls.folds import is_group
@@ -69,6 +77,7 @@ from maskcls.training.paths import increment_path
 from maskcls.training.report import report_run
 from maskcls.training.schedule import Schedule, create_optimizer
 from maskcls.training.seeding import seed_everything
+from maskcls.training.trackers import Trackers, require_packages, tracking
 from maskcls.weights import apply_start, find_start, seen_by
 
 
@@ -100,6 +109,7 @@ def train(
         MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
             the first epoch.
     """
+    require_packages(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     start = find_start(config.weights, config.model, say)
@@ -124,7 +134,11 @@ def train(
         config = dataclasses.replace(config, name=folder.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "split.csv", encode_table(data.table))
-    return session.run(config, folder, epoch_ended=epoch_ended, interruption=interruption)
+    try:
+        return session.run(config, folder, epoch_ended=epoch_ended, interruption=interruption)
+    except TrackerError:  # before the first step
+        shutil.rmtree(folder)
+        raise
 
 
 def resume(
@@ -151,6 +165,7 @@ def resume(
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.yaml'}: {error}") from None
     wanted = with_changes(config, changes or {})
+    require_packages(wanted)
     if find_checkpoint(folder / "last.pt") is None:
         raise CheckpointError(
             f"{folder}: ended before anything was saved, so there is nothing to go on from; "
@@ -257,6 +272,7 @@ class _Session:
 
         Raises:
             TrainingError: another process trains into it.
+            TrackerError: a tracker cannot be opened.
         """
 
         def busy() -> None:
@@ -266,13 +282,17 @@ class _Session:
             # Of a resumed run, too: where its data are now; and a folder that cannot be written is
             # told before the work.
             write_atomic(folder / "config.yaml", to_yaml(config).encode())
-            return self._run(config, folder, content, epoch_ended, interruption)
+            with tracking(config, folder, self.say) as trackers:
+                result = self._run(config, folder, content, trackers, epoch_ended, interruption)
+                trackers.keep(folder)
+            return result
 
     def _run(
         self,
         config: TrainConfig,
         folder: Path,
         content: dict[str, Any] | None,
+        trackers: Trackers,
         epoch_ended: EpochEnded | None,
         given: Interruption | None,
     ) -> RunResult:
@@ -364,6 +384,7 @@ class _Session:
             val_loader=val_loader,
             val_pictures=data.val,
             folder=folder,
+            trackers=trackers,
             calibration=calibration,
             extra=lambda metrics: {
                 "manifest": dataclasses.replace(

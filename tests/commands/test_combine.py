@@ -24,6 +24,7 @@ from maskcls.images import read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import ENSEMBLE, SEEN_KEY, Manifest, OnnxManifest, ensemble_members
 from maskcls.models import load_model
+from maskcls.onnx.card import CARD_FILE
 from maskcls.provenance import fingerprint
 from maskcls.training import handlers
 
@@ -136,6 +137,9 @@ def test_an_ensemble_labels_alike_through_onnx(
     assert export.main(["--model-dir", str(ensembles), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "are of people who trained it" in said and "parity: passed; 0 of" in said
+    card = (out / CARD_FILE).read_text("utf-8")
+    assert "on people of the training, because nobody was new to all of its networks" in card
+    assert "the scores flatter" in card and "chose the epoch" not in card
     tables = []
     for name, model in (("torch", ensembles), ("onnx", out / "maskcls.onnx")):
         table = tmp_path / f"{name}.csv"

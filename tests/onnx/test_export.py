@@ -89,7 +89,7 @@ def test_three_files_that_say_what_they_are(runs: list[Path], tmp_path: Path) ->
     result = export(runs, tmp_path / "onnx", say=quiet)
     assert [file.name for file in result.files] == ["mask_gender.onnx", "age.onnx", "maskcls.onnx"]
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == sorted(
-        ["mask_gender.onnx", "age.onnx", "maskcls.onnx", "parity.json"]
+        ["mask_gender.onnx", "age.onnx", "maskcls.onnx", "parity.json", "model_card.md"]
     )
     assert json.loads((tmp_path / "onnx" / "parity.json").read_text())["passed"] is True
     for file in result.files:
