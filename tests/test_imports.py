@@ -131,7 +131,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"", "labels", "preprocessing", "images", "manifest", "config", "errors"}  # "": maskcls
         | {"files", "folds", "provenance"}
     ),
-    frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
+    frozenset({"data", "models", "convolutions", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
     frozenset({"api", "search"}),
     frozenset({"commands"}),
@@ -139,7 +139,17 @@ LAYERS: tuple[frozenset[str], ...] = (
 """From the lowest; a module imports its own layer and the ones below."""
 NEVER: Mapping[str, frozenset[str]] = {
     "runtime": frozenset(
-        {"training", "onnx", "evaluation", "models", "baseline", "losses", "checkpoints", "weights"}
+        {
+            "training",
+            "onnx",
+            "evaluation",
+            "models",
+            "convolutions",
+            "baseline",
+            "losses",
+            "checkpoints",
+            "weights",
+        }
         | {"classifier"}
     ),
 }

@@ -181,8 +181,8 @@ def _training(networks: Sequence[Manifest], splits: Sequence[str | None]) -> Ite
             continue
         sizes = side_sizes(text)
         totals = {
-            side: [sum(counts) for counts in zip(*groups.values(), strict=True)]
-            for side, groups in sizes.items()
+            side: [sum(counts[index] for counts in groups.values()) for index in range(2)]
+            for side, groups in sizes.items()  # an ensemble of folds has nobody who validated
         }
         yield (
             f"{' and '.join(tasks)}: {totals['train'][0]} people with {totals['train'][1]} "
