@@ -9,6 +9,7 @@
     ├── ExportError         an export that did not pass its comparison, or cannot be made
     ├── ProviderError       a device or execution provider that cannot be had
     ├── TrainingError       a training that cannot go on (NaN loss, full disk)
+    ├── PageError           the page of maskcls-demo cannot be made or served
     └── MissingExtraError   an optional package is not installed; names the extra
 
 Every message names the bad value, where it stood, and the way out. A command prints it as one
@@ -59,6 +60,10 @@ class ProviderError(MaskclsError):
 
 class TrainingError(MaskclsError):
     """A training that cannot go on."""
+
+
+class PageError(MaskclsError):
+    """The page of `maskcls-demo` cannot be made or served."""
 
 
 class MissingExtraError(MaskclsError):
