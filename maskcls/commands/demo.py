@@ -15,9 +15,9 @@ from maskcls.errors import ConfigError
 PORT = 8000
 
 EPILOG = """\
-The page takes a photo from a file or from the camera and shows mask, gender and age group with their
-probabilities. Everything is computed in the browser, with onnxruntime-web; no photo leaves it. Only
-browsers on this machine reach the server.
+The page takes a photo from a file or from the camera and shows mask, gender and age group with
+their probabilities. Everything is computed in the browser, with onnxruntime-web; no photo leaves
+it. Only browsers on this machine reach the server.
 
 onnxruntime-web is fetched once, with npm, into the user's cache folder. Without npm or a network,
 run `npm pack` on another machine, as --fetch says, and give the file that it makes.
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="npm",
         metavar="TGZ",
-        help="first fetch onnxruntime-web, unless it is there: with npm, or out of its package file",
+        help="first fetch onnxruntime-web, unless it is there: with npm, or from its package file",
     )
     parser.add_argument(
         "--cache",

@@ -83,7 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.headers.get_all("Host") not in [[name] for name in self.server.names]:
-            return self._answer(HTTPStatus.MISDIRECTED_REQUEST, "this page is at " + self.server.url)
+            return self._answer(
+                HTTPStatus.MISDIRECTED_REQUEST, "this page is at " + self.server.url
+            )
         name = urlsplit(self.path).path.removeprefix("/") or INDEX
         content = self.server.site.get(name)
         if content is None:

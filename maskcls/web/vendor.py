@@ -1,6 +1,6 @@
 """onnxruntime-web, the part of the page that is not ours: fetched once, at one pinned version.
 
-The page loads it from beside itself, never from another server. It is not in the repository: 13 MB
+The page loads it from beside itself, never from another server. It is not in the repository: 14 MB
 of compiled code belong to its own project. `fetch` takes the package that npm gets, compares it
 with the digest below, and keeps the few files that the page needs.
 """
