@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import PurePosixPath
 from socketserver import ThreadingTCPServer
 from typing import Any
-from urllib.parse import urlsplit
 
 from maskcls.errors import PageError
 from maskcls.web.site import INDEX, POLICY
@@ -86,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(
                 HTTPStatus.MISDIRECTED_REQUEST, "this page is at " + self.server.url
             )
-        name = urlsplit(self.path).path.removeprefix("/") or INDEX
+        name = self.path.partition("?")[0].removeprefix("/") or INDEX
         content = self.server.site.get(name)
         if content is None:
             return self._answer(HTTPStatus.NOT_FOUND, "no such file")

@@ -30,6 +30,8 @@ SCRIPTS = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thre
 LICENCE = "LICENSE.txt"
 """The package has its licence in no file of its own; ours goes wherever the scripts go."""
 TIMEOUT = 600  # seconds, of npm
+PATIENCE = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
+"""Of npm, milliseconds. By itself it says for minutes nothing about a network that is not there."""
 
 
 def vendor_folder(cache: Path) -> Path:
@@ -93,9 +95,16 @@ def _pack() -> bytes:
             f"{PACKAGE}@{VERSION}` on another machine and give its file: "
             f"maskcls-demo --fetch {ARCHIVE}"
         )
+    command = [
+        npm,
+        "pack",
+        f"{PACKAGE}@{VERSION}",
+        "--ignore-scripts",
+        "--loglevel=error",
+        *PATIENCE,
+    ]
+    # An empty folder: no project's .npmrc has a say.
     with tempfile.TemporaryDirectory() as folder:
-        # An empty folder: nobody's .npmrc or package.json has a say.
-        command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--loglevel=error"]
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT
@@ -104,6 +113,19 @@ def _pack() -> bytes:
             raise PageError(f"npm did not get {PACKAGE} in {TIMEOUT} seconds; try again") from None
         file = Path(folder, ARCHIVE)
         if done.returncode or not file.is_file():
-            reason = " ".join(done.stderr.split())[:300] or f"exit code {done.returncode}"
-            raise PageError(f"npm cannot get {PACKAGE} {VERSION}: {reason}")
+            raise PageError(
+                f"npm cannot get {PACKAGE} {VERSION}: {_reason(done)}. Without a network, run "
+                f"`npm pack {PACKAGE}@{VERSION}` on another machine and give its file: "
+                f"maskcls-demo --fetch {ARCHIVE}"
+            )
         return file.read_bytes()
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The last thing that npm says, which is the sentence; codes come before it."""
+    lines = [
+        line.removeprefix("npm error ").removeprefix("npm ERR! ").strip()
+        for line in done.stderr.splitlines()
+    ]
+    said = [line for line in lines if line and not line.startswith("A complete log")]
+    return said[-1][:300] if said else f"exit code {done.returncode}"

@@ -1,6 +1,6 @@
 // The page: takes a photo, has the worker look at it, and shows the answer.
 
-import { checkFormat, PictureError } from "./pixels.js";
+import { checkFormat, PictureError, UNDECODABLE, upright } from "./pixels.js";
 
 const element = (id) => document.getElementById(id);
 const worker = new Worker("worker.js", { type: "module" });
@@ -102,10 +102,13 @@ async function take(file, name) {
   say(`Looking at ${name}…`);
   try {
     await checkFormat(file, model.formats);
-    const address = URL.createObjectURL(file);
-    if (shown) URL.revokeObjectURL(shown);
-    shown = address;
-    await checkSize(address);
+    if (id !== latest) return;
+    await display(file);
+    checkSize(); // before anything decodes the whole of it
+    const standing = await upright(file);
+    if (id !== latest) return;
+    if (standing !== file) await display(standing);
+    file = standing;
   } catch (error) {
     if (!(error instanceof PictureError)) throw error;
     if (id === latest) refuse(error.message, name);
@@ -118,15 +121,19 @@ async function take(file, name) {
   else waiting = [file, id];
 }
 
-// Before anything decodes the whole of it. The picture on the page needs the file's head only.
-async function checkSize(address) {
+function display(file) {
   const picture = element("picture");
-  picture.src = address;
-  await new Promise((resolve, reject) => {
+  if (shown) URL.revokeObjectURL(shown);
+  shown = URL.createObjectURL(file);
+  return new Promise((resolve, reject) => {
     picture.onload = resolve;
-    picture.onerror = () =>
-      reject(new PictureError("it cannot be decoded: damaged, or of a kind that this browser lacks"));
+    picture.onerror = () => reject(new PictureError(UNDECODABLE));
+    picture.src = shown;
   });
+}
+
+function checkSize() {
+  const picture = element("picture");
   const { naturalWidth: width, naturalHeight: height } = picture;
   if (width * height > model.max_pixels) {
     picture.removeAttribute("src");
@@ -244,6 +251,17 @@ function group(name, values, shares, chosen) {
     list.append(row);
   });
   box.append(heading, list);
+  const likeliest = shares.indexOf(Math.max(...shares));
+  if (likeliest !== chosen) {
+    box.append(
+      make("p", {
+        className: "note",
+        textContent:
+          `By itself, “${words(values[likeliest])}” is more probable. ` +
+          "The answer is the most probable combination of all three.",
+      }),
+    );
+  }
   return box;
 }
 

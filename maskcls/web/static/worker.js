@@ -5,7 +5,7 @@
 //      {id, width, height, label, probabilities: {mask: [...], ...}}   {id, refused: reason}
 
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
-import { PictureError, readPixels } from "./pixels.js";
+import { NO_MEMORY, PictureError, readPixels } from "./pixels.js";
 
 const MOST_THREADS = 4; // more of them wait for one another on networks of this size
 
@@ -74,6 +74,6 @@ async function look(file) {
 
 function reasonOf(error) {
   if (error instanceof PictureError) return error.message;
-  if (error instanceof RangeError) return "this browser has no memory for it";
+  if (error instanceof RangeError) return NO_MEMORY;
   return String(error?.message ?? error).slice(0, 300);
 }
