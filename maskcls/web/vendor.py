@@ -122,10 +122,6 @@ def _pack() -> bytes:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The last thing that npm says, which is the sentence; codes come before it."""
-    lines = [
-        line.removeprefix("npm error ").removeprefix("npm ERR! ").strip()
-        for line in done.stderr.splitlines()
-    ]
-    said = [line for line in lines if line and not line.startswith("A complete log")]
-    return said[-1][:300] if said else f"exit code {done.returncode}"
+    lines = (line.removeprefix("npm error ") for line in done.stderr.splitlines())
+    said = " ".join(line.strip() for line in lines if not line.startswith("A complete log"))
+    return said[:300] or f"exit code {done.returncode}"

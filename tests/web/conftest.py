@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def site(exported: Path, fetched: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def serving(site: dict[str, bytes]) -> Iterator[PageServer]:
+def serve(site: dict[str, bytes]) -> Iterator[PageServer]:
     with PageServer(site, 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -107,7 +107,7 @@ def serving(site: dict[str, bytes]) -> Iterator[PageServer]:
 
 @pytest.fixture(scope="session")
 def server(site: dict[str, bytes]) -> Iterator[PageServer]:
-    with serving(site) as running:
+    with serve(site) as running:
         yield running
 
 
@@ -184,7 +184,7 @@ class Page:
 
 
 @contextmanager
-def browsing(url: str, profile: Path, *flags: str) -> Iterator[Page]:
+def browse(url: str, profile: Path, *flags: str) -> Iterator[Page]:
     """Chromium without a window, and without any network but this machine."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     from selenium.webdriver.chrome.service import Service
@@ -203,7 +203,7 @@ def browsing(url: str, profile: Path, *flags: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def browser(server: PageServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browsing(server.url, tmp_path_factory.mktemp("profile")) as page:
+    with browse(server.url, tmp_path_factory.mktemp("profile")) as page:
         yield page
 
 
@@ -212,3 +212,15 @@ def page(browser: Page) -> Page:
     """Opened anew."""
     browser.open()
     return browser
+
+
+@pytest.fixture
+def serving() -> Callable[..., AbstractContextManager[PageServer]]:
+    """`with serving(site) as server`."""
+    return serve
+
+
+@pytest.fixture
+def browsing() -> Callable[..., AbstractContextManager[Page]]:
+    """`with browsing(url, profile_folder, *flags) as page`: a browser of its own."""
+    return browse

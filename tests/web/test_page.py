@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import base64
+import functools
+import http.server
 import io
+import json
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskcls.images import FORMATS, decode
+from maskcls.images import FORMATS, MAX_PIXELS, decode
+from maskcls.labels import ATTRIBUTES
 from maskcls.runtime import Classifier
 from maskcls.runtime.classifier import Prediction
+from maskcls.web.server import PageServer
+from maskcls.web.site import write_site
 
 Page = Any
 """As conftest.py has it."""
 Predict = Callable[[list[Path]], list[Prediction]]
+Browsing = Callable[..., AbstractContextManager[Page]]
+WIDTHS = (390, 1280)  # pixels: a phone, a small laptop
 WORDS = {"<30": "under 30", "30-59": "30 to 59", ">=60": "60 or over"}
 
 # One process for all of them: it trains, exports and starts the browser.
@@ -162,9 +173,305 @@ def test_a_photo_of_ten_megabytes(page: Page, in_python: Predict, tmp_path: Path
     rng = np.random.default_rng(4)
     coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((4000, 3000))).astype(np.int16)
-    pixels += rng.integers(-25, 26, pixels.shape, dtype=np.int16)
+    pixels += rng.integers(-40, 41, pixels.shape, dtype=np.int16)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=97)
     assert path.stat().st_size > 10e6
     page.choose(path)
     assert page.problem == ""
     check_answer(page, in_python([path])[0])
+
+
+# --- what is no photo ----------------------------------------------------------------------------
+
+
+def test_a_text_file_dropped_by_mistake(page: Page, drawn: list[Path]) -> None:
+    page.choose(drawn[0])
+    assert page.find("#result").is_displayed()
+    page.drop("letter.txt", "Dear Sir or Madam", "text/plain")
+    assert page.problem == "letter.txt: not a picture in a known format (JPEG, PNG, BMP, WEBP, PPM)"
+    assert not page.find("#result").is_displayed()  # no answer about another file
+    assert page.status == ""
+    page.drop("얼굴.jpg", "Dear Sir or Madam", "image/jpeg")  # by its content, not its name
+    assert page.problem.startswith("얼굴.jpg: not a picture")
+    page.drop("empty.png", "", "image/png")
+    assert page.problem == "empty.png: the file is empty"
+    page.choose(drawn[1])
+    assert page.problem == ""
+    assert page.find("#result").is_displayed()
+
+
+def test_text_without_a_file_is_told_apart(page: Page) -> None:
+    page.run(
+        """const dataTransfer = new DataTransfer();
+        dataTransfer.setData("text/plain", "https://pictures.invalid/face.jpg");
+        document.body.dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true}));"""
+    )
+    assert "Save the picture first" in page.problem
+
+
+def test_too_many_pixels_are_refused(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (10_000, MAX_PIXELS // 10_000 + 1)).save(path)
+    page.choose(path)
+    assert page.problem.startswith("huge.png: 10000×5001 pixels are more than the 50 million")
+
+
+def test_the_last_photo_has_the_last_word(
+    page: Page, drawn: list[Path], in_python: Predict
+) -> None:
+    for file in drawn[:4]:
+        page.find("#file").send_keys(str(file))
+    page.wait(lambda: drawn[3].name in page.find("#caption").text and page.status.startswith("A"))
+    check_answer(page, in_python([drawn[3]])[0])
+
+
+# --- for everybody -------------------------------------------------------------------------------
+
+
+def press(page: Page, keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(page.driver).send_keys(keys).perform()
+
+
+def focused(page: Page) -> str:
+    return str(page.run("return document.activeElement.id || document.activeElement.tagName"))
+
+
+def test_keyboard_reaches_everything_in_order(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    order = []
+    for _ in range(4):
+        press(page, Keys.TAB)
+        order.append(focused(page))
+        outlined = page.run(
+            """const focus = document.activeElement;
+            const seen = focus.type === "file" ? focus.nextElementSibling : focus;
+            return getComputedStyle(seen).outlineStyle"""
+        )
+        assert outlined == "solid", focused(page)
+    assert order == ["file", "open-camera", "SUMMARY", "A"]
+    page.run("document.querySelector('summary').focus()")
+    press(page, Keys.ENTER)
+    manifest = page.find("#manifest")
+    assert manifest.is_displayed()
+    press(page, Keys.TAB)
+    assert focused(page) == "manifest"  # which scrolls, so that the arrow keys have to reach it
+
+
+def test_keyboard_opens_the_choice_of_a_file(page: Page) -> None:
+    page.driver.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": True})
+    page.run("window.asked = 0; file.addEventListener('click', () => (asked += 1)); file.focus()")
+    press(page, " ")
+    page.wait(lambda: page.run("return asked") == 1, 5)
+    page.driver.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": False})
+
+
+def test_the_camera_by_keyboard(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.run("document.querySelector('#open-camera').focus()")
+    press(page, Keys.ENTER)
+    page.wait(lambda: focused(page) == "take")
+    page.wait(lambda: page.run("return document.querySelector('video').videoWidth") > 0)
+    press(page, Keys.ENTER)
+    page.wait_for_answer()
+    assert page.problem == ""
+    assert page.find("#caption").text.startswith("camera picture, ")
+    assert focused(page) == "open-camera"
+    assert page.run("return document.querySelector('video').srcObject") is None  # its light is off
+
+
+def test_screen_readers_are_told(page: Page, drawn: list[Path], in_python: Predict) -> None:
+    roles = {
+        "#file": ("button", "Choose a photo"),
+        "#open-camera": ("button", "Use the camera"),
+        "#status": ("status", ""),
+        "#problem": ("alert", ""),
+        "main": ("main", ""),
+    }
+    for selector, (role, name) in roles.items():
+        element = page.find(selector)
+        assert (element.aria_role, element.accessible_name) == (role, name), selector
+    assert page.find("html").get_attribute("lang") == "en"
+
+    page.choose(drawn[0])
+    [expected] = in_python([drawn[0]])
+    said = page.status  # a live region: it is read out
+    assert said.startswith(f"Answer: mask {expected.mask}, ")
+    assert expected.probabilities is not None
+    for name, shares in expected.probabilities.items():
+        chosen = ATTRIBUTES[name].index(getattr(expected, name))
+        assert f"{100 * shares[chosen]:.1f} %" in said
+        part = page.find(f"[aria-labelledby=answer-{name}]")
+        assert part.accessible_name.startswith(f"{name.capitalize()}: ")
+        rows = part.find_elements("css selector", "li")
+        assert [row.text.split("\n")[-1] for row in rows] == [f"{100 * s:.1f} %" for s in shares]
+    assert page.find("#picture").accessible_name == f"The photo {drawn[0].name}"
+    levels = [
+        int(heading.tag_name[1])
+        for heading in page.driver.find_elements("css selector", "h1, h2, h3")
+    ]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+CONTRAST = """
+const light = (text) => {
+  const [r, g, b] = text.match(/[\\d.]+/g).map((part) => {
+    const level = part / 255;
+    return level <= 0.04045 ? level / 12.92 : ((level + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const paper = (element) => {
+  const colour = getComputedStyle(element).backgroundColor;
+  return colour.startsWith("rgba(0, 0, 0, 0") && element.parentElement
+    ? paper(element.parentElement) : colour;
+};
+const seen = [...document.querySelectorAll("body *")].filter(
+  (element) => element.offsetParent && [...element.childNodes].some(
+    (node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim()));
+return seen.map((element) => {
+  const [a, b] = [light(getComputedStyle(element).color), light(paper(element))];
+  return [element.outerHTML.slice(0, 60), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+});
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out(page: Page, drawn: list[Path], scheme: str) -> None:
+    """4.5 to 1, as WCAG 2 asks of text (level AA)."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    page.choose(drawn[0])
+    page.run("document.querySelector('#problem').textContent = 'face.jpg: not a picture'")
+    ratios = page.run(CONTRAST)
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert len(ratios) > 20
+    for element, ratio in ratios:
+        assert ratio >= 4.5, element
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_wider_than_the_window(
+    browser: Page, drawn: list[Path], tmp_path: Path, width: int
+) -> None:
+    browser.open(width)
+    wide = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+
+    def check() -> None:
+        whole, visible = browser.run(wide)
+        assert width - 20 <= visible <= width  # less a scroll bar
+        assert whole <= visible
+
+    check()
+    browser.drop("x" * 200 + ".txt", "text", "text/plain")
+    check()
+    path = tmp_path / ("가" * 60 + ".png")
+    Image.open(drawn[0]).resize((2000, 300)).save(path)
+    browser.choose(path)
+    browser.find("summary").click()
+    check()
+    for button in browser.driver.find_elements("css selector", "button, .choice label"):
+        if button.is_displayed():
+            assert button.size["height"] >= 44  # pixels, for a finger
+    browser.find("#open-camera").click()
+    browser.wait(lambda: browser.run("return document.querySelector('video').videoWidth") > 0)
+    check()
+
+
+# --- where it runs -------------------------------------------------------------------------------
+
+
+def requests_by_pages(log: Path) -> set[tuple[str, str]]:
+    """(host, path) of all that pages asked for, also from workers, out of Chromium's own record."""
+    events = json.loads(log.read_text("utf-8"))["events"]
+    started = [event.get("params", {}) for event in events]
+    urls = [
+        urlsplit(params["url"])
+        for params in started
+        if "url" in params and params.get("initiator", "not an origin") != "not an origin"
+    ]
+    return {(url.netloc, url.path) for url in urls}
+
+
+def test_nothing_is_asked_of_anybody_else(
+    server: PageServer, drawn: list[Path], browsing: Browsing, tmp_path: Path
+) -> None:
+    log = tmp_path / "net.json"
+    with browsing(server.url, tmp_path / "profile", f"--log-net-log={log}") as page:
+        page.open()
+        page.choose(drawn[0])
+        assert page.problem == ""
+        refused = page.driver.execute_async_script(
+            """const done = arguments[0];
+            document.addEventListener("securitypolicyviolation", (e) => done(e.blockedURI));
+            fetch("http://elsewhere.invalid/photo").catch(() => setTimeout(done, 1000, "?"));"""
+        )
+        assert refused.startswith("http://elsewhere.invalid")
+        # A page of somebody else, that the log would show a request elsewhere.
+        page.driver.get("data:text/html,<img src='http://other.invalid/pixel.png'>")
+    asked = requests_by_pages(log)
+    assert ("other.invalid", "/pixel.png") in asked
+    own = {path for host, path in asked if host == f"127.0.0.1:{server.port}"}
+    assert {"/maskcls.onnx", "/worker.js"} <= own
+    assert any(path.endswith(".wasm") for path in own)
+    assert {host for host, _ in asked} == {f"127.0.0.1:{server.port}", "other.invalid"}
+
+
+def test_browsers_have_nothing_to_complain_of(page: Page, drawn: list[Path]) -> None:
+    page.driver.get_log("browser")  # of the tests before
+    page.open()
+    page.choose(drawn[0])
+    assert page.driver.get_log("browser") == []
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_plain_file_server_does(
+    site: dict[str, bytes], browser: Page, drawn: list[Path], in_python: Predict, tmp_path: Path
+) -> None:
+    """What --out writes. Without the headers of our own server there is one thread, and the page's
+    own policy still holds."""
+    write_site(site, tmp_path)
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        thread = threading.Thread(target=files.serve_forever)
+        thread.start()
+        usual, browser.url = browser.url, f"http://127.0.0.1:{files.server_port}/"
+        try:
+            browser.open()
+            browser.choose(drawn[0])
+            check_answer(browser, in_python([drawn[0]])[0])
+            assert browser.run("return document.body.dataset.threads") == "1"
+            blocked = browser.run(
+                "return fetch('http://elsewhere.invalid/').then(() => 0, () => 1)"
+            )
+            assert blocked == 1
+        finally:
+            browser.url = usual
+            files.shutdown()
+            thread.join()
+
+
+def test_the_manifest_is_shown(page: Page, site: dict[str, bytes]) -> None:
+    page.find("summary").click()
+    shown = json.loads(page.find("#manifest").text)
+    assert shown == json.loads(site["model.json"])["manifest"]
+    assert [network["task"] for network in shown["networks"]] == ["mask_gender", "age"]
+    facts = page.find("#facts").text
+    assert "macro F1" in facts and "48 × 40 pixels" in facts and "calibrated" in facts
+
+
+def test_a_model_that_breaks_off_is_told(
+    site: dict[str, bytes], browser: Page, serving: Callable[..., Any]
+) -> None:
+    with serving({**site, "maskcls.onnx": site["maskcls.onnx"][:-1000]}) as broken:
+        browser.driver.get(broken.url)
+        browser.wait(lambda: browser.problem)
+        assert browser.problem.startswith("The networks cannot run in this browser: maskcls.onnx:")
+        assert browser.status == ""
