@@ -41,6 +41,9 @@ LIGHT_MODULES = (
     "maskcls.evaluation.groups",
     "maskcls.evaluation.reliability",
     "maskcls.evaluation.report",
+    "maskcls.web.server",
+    "maskcls.web.site",
+    "maskcls.web.vendor",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 
@@ -126,6 +129,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
+    frozenset({"web"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""

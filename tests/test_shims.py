@@ -28,7 +28,7 @@ def help_of(shim: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_shims_are_the_commands() -> None:
-    names = ["data", "doctor", "evaluate", "infer", "train", "to_onnx"]
+    names = ["data", "demo", "doctor", "evaluate", "infer", "train", "to_onnx"]
     assert [shim.stem for shim in SHIMS] == names
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "maskcls-data": "maskcls.commands.data:main",
     "maskcls-export": "maskcls.commands.export:main",
     "maskcls-doctor": "maskcls.commands.doctor:main",
+    "maskcls-demo": "maskcls.commands.demo:main",
 }
 
 # One worker builds, the others would only do it again.
@@ -93,6 +94,7 @@ def test_every_file_of_the_package_is_shipped(wheel: Path) -> None:
     }
     assert {name for name in names_in(wheel) if name.startswith("maskcls/")} == files
     assert "maskcls/py.typed" in files
+    assert "maskcls/web/static/index.html" in files
 
 
 def test_metadata(wheel: Path) -> None:
