@@ -9,7 +9,8 @@ take seconds, the test appends options, in which the last one given wins:
   its settings from the run.
 
 `make`, `tensorboard` and the line that enters the virtual environment are looked at without being
-run, and so is `cli/demo.py`, which needs npm and serves until it is stopped: tests/web runs it. Python examples run afterwards on what the commands left, under the names of `make demo`.
+run, and so is `cli/demo.py`, which needs npm and serves until it is stopped (tests/web runs it).
+Python examples run afterwards on what the commands left, under the names of `make demo`.
 """
 
 from __future__ import annotations

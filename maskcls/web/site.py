@@ -80,7 +80,7 @@ def describe(file: OnnxFile) -> dict[str, Any]:
 def facts(manifest: OnnxManifest, sha256: str) -> dict[str, str]:
     """The lines about a model that people read first."""
     found = {_title(network): _about(network) for network in manifest.networks}
-    found["Numbers"] = manifest.precision
+    found["Precision"] = manifest.precision
     if parity := manifest.parity:
         found["Compared with PyTorch"] = (
             f"{parity['label_flips']} of {parity['pictures']} labels differed"
