@@ -9,6 +9,8 @@
     ├── ExportError         an export that did not pass its comparison, or cannot be made
     ├── ProviderError       a device or execution provider that cannot be had
     ├── TrainingError       a training that cannot go on (NaN loss, full disk)
+    ├── StudyError          a search's folder that is damaged, in use or of another search
+    ├── TrackerError        a tracker that was asked for and cannot be opened
     ├── PageError           the page of maskcls-demo cannot be made or served
     └── MissingExtraError   an optional package is not installed; names the extra
 
@@ -60,6 +62,14 @@ class ProviderError(MaskclsError):
 
 class TrainingError(MaskclsError):
     """A training that cannot go on."""
+
+
+class StudyError(MaskclsError):
+    """The folder of a search is damaged, in use, or belongs to another search."""
+
+
+class TrackerError(MaskclsError):
+    """A tracker that was asked for and cannot be opened."""
 
 
 class PageError(MaskclsError):
