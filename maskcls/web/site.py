@@ -13,13 +13,15 @@ from maskcls.errors import CheckpointError
 from maskcls.files import write_atomic
 from maskcls.images import FORMATS, MAX_PIXELS
 from maskcls.labels import ATTRIBUTES
-from maskcls.manifest import Manifest, OnnxManifest
+from maskcls.manifest import ENSEMBLE, Manifest, OnnxManifest, ensemble_members
 from maskcls.runtime.session import OnnxFile, read_onnx
 from maskcls.web.vendor import read_vendored
 
 INDEX = "index.html"
 OWN_FILES = (INDEX, "page.css", "page.js", "worker.js", "pixels.js", "icon.svg")
 MODEL, DESCRIPTION = "maskcls.onnx", "model.json"
+NOT_IN_BROWSERS = ("PPM",)
+"""Formats that Python reads and no browser decodes."""
 VENDORED = "onnxruntime-web"
 """The folder of the files that are not ours."""
 
@@ -46,8 +48,9 @@ def build_site(model: Path, cache: Path) -> dict[str, bytes]:
     file = read_onnx(model / MODEL if model.is_dir() else model)
     if file.manifest.kind != "fused":
         raise CheckpointError(
-            f"{file.path}: answers {file.manifest.networks[0].task} only; give the fused file, "
-            f"{MODEL}, which maskcls-export writes for two networks that answer everything"
+            f"{file.path}: the network {file.manifest.networks[0].task} alone, without what goes "
+            f"before and after it; give the fused file, {MODEL}, which maskcls-export writes where "
+            "the networks answer everything"
         )
     if file.manifest.input_size is not None:
         height, width = file.manifest.input_size
@@ -70,7 +73,7 @@ def describe(file: OnnxFile) -> dict[str, Any]:
         "file": MODEL,
         "bytes": len(file.content),
         "attributes": ATTRIBUTES,
-        "formats": FORMATS,
+        "formats": [name for name in FORMATS if name not in NOT_IN_BROWSERS],
         "max_pixels": MAX_PIXELS,
         "facts": list(facts(file.manifest, file.sha256).items()),
         "manifest": json.loads(file.manifest.to_json()),
@@ -97,12 +100,15 @@ def _title(network: Manifest) -> str:
 
 def _about(network: Manifest) -> str:
     spec = network.preprocess
-    parts = [f"{network.model}, {spec.height} × {spec.width} pixels (height × width)"]
+    members = ensemble_members(network) if network.model == ENSEMBLE else [network]
+    models = ", ".join(dict.fromkeys(member.model for member in members))
+    parts = [models if len(members) == 1 else f"the mean of {len(members)} networks, {models}"]
+    parts.append(f"{spec.height} × {spec.width} pixels (height × width)")
     if spec.crop != (1.0, 1.0):
         parts.append("of the middle {:.0%} × {:.0%}".format(*spec.crop))
-    if network.tta == "flip":
+    if all(member.tta == "flip" for member in members):
         parts.append("averaged over the picture and its mirror image")
-    if network.calibration is not None:
+    if all(member.calibration is not None for member in members):
         parts.append("calibrated")
     if "macro_f1" in network.metrics:
         parts.append(f"macro F1 {network.metrics['macro_f1']:.3f} on its validation people")

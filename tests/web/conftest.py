@@ -1,7 +1,7 @@
 """The page with networks that were trained for it, its server, and a browser that looks at it.
 
-Without Chromium, chromedriver or a way to get onnxruntime-web these tests are skipped, which says
-why. They are of one xdist group, so that one process trains, exports and fetches.
+Without Chromium, chromedriver or onnxruntime-web, which `cli/demo.py --fetch` gets, these tests are
+skipped, which says why. They are of one xdist group, so that one process trains and exports.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import pytest
 
 from maskcls.config import resolve
 from maskcls.data.sample import make_sample
-from maskcls.errors import PageError
-from maskcls.files import cache_folder, locked
+from maskcls.files import cache_folder
 from maskcls.labels import ATTRIBUTES
 from maskcls.onnx.exporter import export
 from maskcls.training import train
 from maskcls.web.server import PageServer
 from maskcls.web.site import build_site
-from maskcls.web.vendor import fetch, is_fetched
+from maskcls.web.vendor import is_fetched
 
 SETTINGS = {
     "weights": "none",
@@ -42,8 +41,7 @@ SETTINGS = {
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    # A camera that shows a moving pattern, and needs nobody's leave.
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    "--use-fake-device-for-media-stream",  # a camera that shows a moving pattern
     # Whatever is not this machine is asked from a proxy that is not there.
     *("--proxy-server=http://127.0.0.1:9", "--proxy-bypass-list=127.0.0.1"),
 )
@@ -63,28 +61,30 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(sample: Path) -> Path:
-    """The folder of an export: two networks of different input sizes, and the fused file."""
-    runs = []
+def checkpoints(sample: Path) -> list[Path]:
+    """Of two networks, with different input sizes."""
+    found = []
     for task, height, width in (("mask_gender", 48, 40), ("age", 40, 32)):
         own = {"height": height, "width": width, "cache": str(sample.parent / "cache")}
         places = {"data_dir": (str(sample / "train"),), "model_dir": str(sample.parent / "runs")}
         config = resolve(task, "scratch", flags=SETTINGS | own | places)
-        runs.append(train(config, lambda _: None).folder / "best.pt")
-    export(runs, sample.parent / "onnx", say=lambda *_: None)
+        found.append(train(config, lambda _: None).folder / "best.pt")
+    return found
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoints: list[Path], sample: Path) -> Path:
+    """The folder of an export: each network, and the fused file."""
+    export(checkpoints, sample.parent / "onnx", say=lambda *_: None)
     return sample.parent / "onnx"
 
 
 @pytest.fixture(scope="session")
 def fetched() -> Path:
-    """The user's cache folder, with onnxruntime-web in it: fetched as users do, and kept."""
+    """The user's cache folder, with onnxruntime-web in it."""
     cache = cache_folder("auto")
-    with locked(cache / "onnxruntime-web.lock", lambda: None):
-        if not is_fetched(cache):
-            try:
-                fetch(cache)
-            except PageError as error:
-                pytest.skip(f"needs onnxruntime-web: {error}")
+    if not is_fetched(cache):
+        pytest.skip("needs onnxruntime-web; python cli/demo.py --fetch gets it, once")
     return cache
 
 
@@ -118,11 +118,11 @@ class Page:
         self.driver = driver
         self.url = url
 
-    def open(self, width: int = 1280, height: int = 1000) -> None:
+    def open(self, width: int = 1280, height: int = 1000, url: str = "") -> None:
         """Anew, in a window of that size, with the networks loaded."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.driver.get(self.url)
+        self.driver.get(url or self.url)
         self.wait(lambda: self.status == "Ready for a photo." or self.problem)
         assert not self.problem
 
@@ -144,6 +144,11 @@ class Page:
     @property
     def problem(self) -> str:
         return str(self.find("#problem").text)
+
+    def allow_camera(self, setting: str) -> None:
+        """`granted` or `denied`, as somebody would answer the browser's question."""
+        answer = {"permission": {"name": "camera"}, "setting": setting}
+        self.driver.execute_cdp_cmd("Browser.setPermission", answer)
 
     def choose(self, file: Path) -> None:
         """Gives the page a file and waits for what it says."""
@@ -196,7 +201,9 @@ def browse(url: str, profile: Path, *flags: str) -> Iterator[Page]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, Service(find_program("chromedriver")))
     try:
-        yield Page(driver, url)
+        page = Page(driver, url)
+        page.allow_camera("granted")
+        yield page
     finally:
         driver.quit()
 

@@ -20,10 +20,11 @@ from PIL import Image
 
 from maskcls.images import FORMATS, MAX_PIXELS, decode
 from maskcls.labels import ATTRIBUTES
+from maskcls.onnx.exporter import export
 from maskcls.runtime import Classifier
 from maskcls.runtime.classifier import Prediction
 from maskcls.web.server import PageServer
-from maskcls.web.site import write_site
+from maskcls.web.site import build_site, write_site
 
 Page = Any
 """As conftest.py has it."""
@@ -74,6 +75,30 @@ def test_answers_are_those_of_python(page: Page, drawn: list[Path], in_python: P
         assert page.problem == ""
         check_answer(page, prediction)
     assert page.run("return document.body.dataset.threads") != "1"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_files_answer_as_in_python(
+    checkpoints: list[Path],
+    fetched: Path,
+    browser: Page,
+    drawn: list[Path],
+    serving: Callable[..., Any],
+    tmp_path: Path,
+    precision: str,
+) -> None:
+    export(checkpoints, tmp_path, precision=precision, max_f1_drop=1.0, say=lambda *_: None)
+    with Classifier(tmp_path / "maskcls.onnx", provider="cpu") as classifier:
+        expected = classifier.predict(drawn)
+    with serving(build_site(tmp_path, fetched)) as server:
+        browser.open(url=server.url)
+        assert f"Precision\n{precision}" in browser.find("#facts").text
+        for file, prediction in zip(drawn, expected, strict=True):
+            browser.choose(file)
+            _, probabilities = browser.answer
+            for name, shares in probabilities.items():
+                # In 8 bits, processors round differently.
+                assert shares == pytest.approx(in_order(prediction, name), abs=0.02)
 
 
 def face(sample: Path) -> Image.Image:
@@ -192,16 +217,34 @@ def test_a_text_file_dropped_by_mistake(page: Page, drawn: list[Path]) -> None:
     page.choose(drawn[0])
     assert page.find("#result").is_displayed()
     page.drop("letter.txt", "Dear Sir or Madam", "text/plain")
-    assert page.problem == "letter.txt: not a picture in a known format (JPEG, PNG, BMP, WEBP, PPM)"
+    assert page.problem == "letter.txt: not a picture in a known format (JPEG, PNG, BMP, WEBP)"
     assert not page.find("#result").is_displayed()  # no answer about another file
     assert page.status == ""
     page.drop("얼굴.jpg", "Dear Sir or Madam", "image/jpeg")  # by its content, not its name
     assert page.problem.startswith("얼굴.jpg: not a picture")
+    page.drop("face.ppm", "P6 1 1 255 abc", "image/x-portable-pixmap")  # browsers lack it
+    assert page.problem.startswith("face.ppm: not a picture")
     page.drop("empty.png", "", "image/png")
     assert page.problem == "empty.png: the file is empty"
     page.choose(drawn[1])
     assert page.problem == ""
     assert page.find("#result").is_displayed()
+
+
+def test_a_file_that_has_gone(page: Page, drawn: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "gone.jpg"
+    path.write_bytes(drawn[0].read_bytes())
+    page.run("file.addEventListener('change', () => (window.kept = file.files[0]), true)")
+    page.choose(path)
+    path.unlink()
+    page.run(
+        """const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(window.kept);
+        document.body.dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true}));"""
+    )
+    page.wait(lambda: page.problem)
+    assert page.problem == "gone.jpg: it cannot be read: a folder, or a file that has gone"
+    assert page.status == ""
 
 
 def test_text_without_a_file_is_told_apart(page: Page) -> None:
@@ -285,6 +328,16 @@ def test_the_camera_by_keyboard(page: Page) -> None:
     assert page.find("#caption").text.startswith("camera picture, ")
     assert focused(page) == "open-camera"
     assert page.run("return document.querySelector('video').srcObject") is None  # its light is off
+
+
+def test_a_camera_that_may_not_be_used(page: Page) -> None:
+    page.allow_camera("denied")
+    page.find("#open-camera").click()
+    page.wait(lambda: page.problem, 10)
+    page.allow_camera("granted")
+    assert page.problem.startswith("There is no camera to use (Permission denied")
+    assert not page.find("#camera").is_displayed()
+    assert focused(page) == "open-camera"
 
 
 def test_screen_readers_are_told(page: Page, drawn: list[Path], in_python: Predict) -> None:
@@ -445,9 +498,8 @@ def test_a_plain_file_server_does(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
         thread = threading.Thread(target=files.serve_forever)
         thread.start()
-        usual, browser.url = browser.url, f"http://127.0.0.1:{files.server_port}/"
         try:
-            browser.open()
+            browser.open(url=f"http://127.0.0.1:{files.server_port}/")
             browser.choose(drawn[0])
             check_answer(browser, in_python([drawn[0]])[0])
             assert browser.run("return document.body.dataset.threads") == "1"
@@ -456,7 +508,6 @@ def test_a_plain_file_server_does(
             )
             assert blocked == 1
         finally:
-            browser.url = usual
             files.shutdown()
             thread.join()
 

@@ -9,14 +9,15 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from maskcls.commands.demo import main
-from maskcls.manifest import OnnxManifest
+from maskcls.manifest import ENSEMBLE, OnnxManifest
 from maskcls.runtime.session import read_onnx
-from maskcls.web.site import OWN_FILES, describe, write_site
+from maskcls.web.site import OWN_FILES, describe, facts, write_site
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,8 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_single_network_is_refused(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", str(exported / "age.onnx")]) == 1
-    assert "age.onnx: answers age only; give the fused file, maskcls.onnx" in error_of(capsys)
+    error = error_of(capsys)
+    assert "age.onnx: the network age alone" in error and "give the fused file, maskcls" in error
 
 
 def test_not_fetched(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +72,22 @@ def test_what_the_page_says_of_the_model(exported: Path) -> None:
     assert found["Compared with PyTorch"].startswith("0 of ")
     assert found["sha256"] == file.sha256
     assert str(exported) not in json.dumps(said)
+
+
+def test_what_it_says_of_networks_made_one(exported: Path) -> None:
+    manifest = read_onnx(exported / "maskcls.onnx").manifest
+    age = manifest.networks[1]
+    uncalibrated = replace(age, calibration=None, config={**age.config, "tta": "none"})
+    for members, alike in (([age, age], True), ([age, uncalibrated], False)):
+        whole = replace(
+            uncalibrated,
+            model=ENSEMBLE,
+            model_args={"members": [member.to_dict() for member in members]},
+        )
+        described = replace(manifest, networks=(manifest.networks[0], whole))
+        about = facts(described, "")["Network for age"]
+        assert about.startswith("the mean of 2 networks, base, 40 × 32 pixels")
+        assert ("calibrated" in about, "mirror image" in about) == (alike, alike)
 
 
 def test_the_folder_cannot_be_written(site: dict[str, bytes], tmp_path: Path) -> None:

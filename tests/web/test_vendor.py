@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import json
 import shutil
 import tarfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,7 +18,17 @@ import pytest
 
 from maskcls.errors import PageError
 from maskcls.web import vendor
-from maskcls.web.vendor import ARCHIVE, SCRIPTS, fetch, is_fetched, read_vendored, vendor_folder
+from maskcls.web.vendor import (
+    ARCHIVE,
+    LICENCE,
+    PACKAGE,
+    SCRIPTS,
+    VERSION,
+    fetch,
+    is_fetched,
+    read_vendored,
+    vendor_folder,
+)
 
 
 def package(path: Path) -> Path:
@@ -66,24 +81,59 @@ def test_without_a_network(tmp_path: Path) -> None:
     assert not is_fetched(tmp_path / "cache")
 
 
-@pytest.mark.usefixtures("npm")
-def test_a_registry_that_does_not_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Nothing(BaseHTTPRequestHandler):
+@contextmanager
+def registry(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator[str]:
+    """npm's registry from here on: those files by their paths. Gives its address."""
+
+    class Files(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(404)
+            if (content := files.get(self.path)) is None:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as registry:
-        thread = threading.Thread(target=registry.serve_forever)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{registry.server_port}/")
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("npm_config_registry", f"{address}/")
         try:
-            with pytest.raises(PageError, match="npm cannot get onnxruntime-web"):
-                fetch(tmp_path / "cache")
+            yield address
         finally:
-            registry.shutdown()
+            server.shutdown()
             thread.join()
+
+
+@pytest.mark.usefixtures("npm")
+def test_a_registry_that_does_not_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        registry(monkeypatch, {}),
+        pytest.raises(PageError, match="npm cannot get onnxruntime-web"),
+    ):
+        fetch(tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("npm")
+def test_npm_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small package of that name and version; its digest takes the place of the real one's."""
+    content = package(tmp_path / ARCHIVE).read_bytes()
+    digest = base64.b64encode(hashlib.sha512(content).digest()).decode()
+    files = {"/package.tgz": content}
+    with registry(monkeypatch, files) as address:
+        about = {"name": PACKAGE, "version": VERSION}
+        about["dist"] = {"tarball": f"{address}/package.tgz", "integrity": f"sha512-{digest}"}
+        files[f"/{PACKAGE}"] = json.dumps({"name": PACKAGE, "versions": {VERSION: about}}).encode()
+        with pytest.raises(PageError, match=f"what npm got as {ARCHIVE}: not onnxruntime-web"):
+            fetch(tmp_path / "cache")
+        monkeypatch.setattr(vendor, "SHA512", digest)
+        assert fetch(tmp_path / "cache") == vendor_folder(tmp_path / "cache")
+    found = read_vendored(tmp_path / "cache")
+    assert {name: found[name] for name in SCRIPTS} == dict.fromkeys(SCRIPTS, b"bad")
+    assert found[LICENCE].startswith(b"MIT License")
 
 
 def test_an_incomplete_folder_counts_as_none(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // The page: takes a photo, has the worker look at it, and shows the answer.
 
-import { checkFormat, PictureError, UNDECODABLE, upright } from "./pixels.js";
+import { checkFormat, PictureError, reasonOf, UNDECODABLE, upright } from "./pixels.js";
 
 const element = (id) => document.getElementById(id);
 const worker = new Worker("worker.js", { type: "module" });
@@ -110,8 +110,8 @@ async function take(file, name) {
     if (standing !== file) await display(standing);
     file = standing;
   } catch (error) {
-    if (!(error instanceof PictureError)) throw error;
-    if (id === latest) refuse(error.message, name);
+    if (id === latest) refuse(reasonOf(error), name);
+    if (!(error instanceof PictureError)) throw error; // ours to mend: the console has it, too
     return;
   }
   if (id !== latest) return;
@@ -166,15 +166,17 @@ function takeFromCamera() {
   open.hidden = false;
   open.addEventListener("click", async () => {
     complain("");
+    open.hidden = true; // at once: a second camera would never be closed
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({
         video: { facingMode: "user", width: { ideal: 1280 } },
       });
     } catch (error) {
+      open.hidden = false;
+      open.focus();
       return complain(`There is no camera to use (${error.message}). Choose a photo instead.`);
     }
     element("camera").hidden = false;
-    open.hidden = true;
     element("take").focus();
   });
   const close = () => {

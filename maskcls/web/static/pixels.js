@@ -7,41 +7,43 @@ export const NO_MEMORY = "this browser has no memory for it";
 
 const STRIP_PIXELS = 1 << 20; // so much is copied at once: phones limit the area of a canvas
 
+// What to tell people of anything that went wrong with a picture.
+export function reasonOf(error) {
+  if (error instanceof RangeError) return NO_MEMORY; // an array that is too large
+  return String(error?.message ?? error).slice(0, 300);
+}
+
 // What the file is, told by its content. Browsers decode more formats than the networks' training.
-export function formatOf(start) {
-  const text = String.fromCharCode(...start);
+async function formatOf(file) {
+  const text = String.fromCharCode(...new Uint8Array(await read(file.slice(0, 16))));
   if (text.startsWith("\xff\xd8\xff")) return "JPEG";
   if (text.startsWith("\x89PNG\r\n\x1a\n")) return "PNG";
   if (text.startsWith("BM")) return "BMP";
   if (text.startsWith("RIFF") && text.slice(8, 12) === "WEBP") return "WEBP";
-  if (/^P[1-7f]\s/i.test(text)) return "PPM";
   return null;
+}
+
+async function read(blob) {
+  try {
+    return await blob.arrayBuffer();
+  } catch (error) {
+    throw new PictureError("it cannot be read: a folder, or a file that has gone");
+  }
 }
 
 // Raises PictureError for a file that is none of the formats, before anything decodes it.
 export async function checkFormat(file, formats) {
   if (file.size === 0) throw new PictureError("the file is empty");
-  let start;
-  try {
-    start = new Uint8Array(await file.slice(0, 16).arrayBuffer());
-  } catch (error) { // a folder, or a file that has gone
-    throw new PictureError("it cannot be read: a folder, or a file that has gone");
-  }
-  const format = formatOf(start);
-  if (format === null || !formats.includes(format)) {
+  if (!formats.includes(await formatOf(file))) {
     throw new PictureError(`not a picture in a known format (${formats.join(", ")})`);
-  }
-  if (format === "PPM") {
-    throw new PictureError("a PPM picture, which browsers cannot show; save it as PNG");
   }
 }
 
 // The file itself; of a WebP that lies on its side, a PNG that stands. Browsers turn the others by
 // themselves. Raises PictureError.
 export async function upright(file) {
-  const start = new Uint8Array(await file.slice(0, 16).arrayBuffer());
-  if (formatOf(start) !== "WEBP") return file;
-  const turn = TURNS[orientationOf(new DataView(await file.arrayBuffer()))];
+  if (await formatOf(file) !== "WEBP") return file;
+  const turn = TURNS[orientationOf(new DataView(await read(file)))];
   if (turn === undefined) return file;
   const bitmap = await decode(file, "none");
   try {

@@ -5,7 +5,7 @@
 //      {id, width, height, label, probabilities: {mask: [...], ...}}   {id, refused: reason}
 
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
-import { NO_MEMORY, PictureError, readPixels } from "./pixels.js";
+import { readPixels, reasonOf } from "./pixels.js";
 
 const MOST_THREADS = 4; // more of them wait for one another on networks of this size
 
@@ -70,10 +70,4 @@ async function look(file) {
     probabilities[name] = Array.from(answers[`${name}_prob`].data);
   }
   return { width, height, label: Number(answers.label.data[0]), probabilities };
-}
-
-function reasonOf(error) {
-  if (error instanceof PictureError) return error.message;
-  if (error instanceof RangeError) return NO_MEMORY;
-  return String(error?.message ?? error).slice(0, 300);
 }
