@@ -95,7 +95,7 @@ def facts(manifest: OnnxManifest, sha256: str) -> dict[str, str]:
 
 
 def _title(network: Manifest) -> str:
-    return "Network for " + " and ".join(network.get_task().attributes)
+    return " and ".join(network.get_task().attributes).capitalize()
 
 
 def _about(network: Manifest) -> str:

@@ -66,8 +66,8 @@ def test_what_the_page_says_of_the_model(exported: Path) -> None:
     said = describe(file)
     assert OnnxManifest.from_json(json.dumps(said["manifest"])) == file.manifest
     found = dict(said["facts"])
-    for title, size in (("mask and gender", "48 × 40"), ("age", "40 × 32")):
-        about = found[f"Network for {title}"]
+    for title, size in (("Mask and gender", "48 × 40"), ("Age", "40 × 32")):
+        about = found[title]
         assert size in about and "calibrated" in about and "mirror image" in about
     assert found["Compared with PyTorch"].startswith("0 of ")
     assert found["sha256"] == file.sha256
@@ -85,7 +85,7 @@ def test_what_it_says_of_networks_made_one(exported: Path) -> None:
             model_args={"members": [member.to_dict() for member in members]},
         )
         described = replace(manifest, networks=(manifest.networks[0], whole))
-        about = facts(described, "")["Network for age"]
+        about = facts(described, "")["Age"]
         assert about.startswith("the mean of 2 networks, base, 40 × 32 pixels")
         assert ("calibrated" in about, "mirror image" in about) == (alike, alike)
 

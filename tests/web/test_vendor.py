@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 import threading
@@ -134,6 +135,12 @@ def test_npm_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_vendored(tmp_path / "cache")
     assert {name: found[name] for name in SCRIPTS} == dict.fromkeys(SCRIPTS, b"bad")
     assert found[LICENCE].startswith(b"MIT License")
+
+
+def test_the_guide_names_this_version() -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "guides" / "browser.md"
+    named = re.findall(r"onnxruntime-web-[\d.]+\.tgz", guide.read_text("utf-8"))
+    assert set(named) == {ARCHIVE}
 
 
 def test_an_incomplete_folder_counts_as_none(tmp_path: Path) -> None:
