@@ -2,18 +2,23 @@
 
     make demo
     python docs/pictures.py
-    python docs/pictures.py --browser chromium    # also the picture of the report's head
+    python cli/demo.py --fetch
+    python docs/pictures.py --browser chromium    # also those of the report and of the page
 
-The confusion matrix and the report are those of `make demo`; the other pictures need none.
+The confusion matrix, the report and the page's network are those of `make demo`; the other pictures
+need none. The page needs chromedriver, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,7 +35,10 @@ from maskcls.data.augmentation import create_augmentation
 from maskcls.data.cartoon import draw_picture
 from maskcls.data.mixing import Mixing
 from maskcls.data.sample import plan_people
+from maskcls.files import cache_folder
 from maskcls.labels import MASK_OF_STEM
+from maskcls.web.server import PageServer
+from maskcls.web.site import build_site
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SEED = 7  # of the sample
@@ -41,7 +49,7 @@ PEOPLE = 6
 def main() -> int:
     parser = argparse.ArgumentParser(description="Draw the pictures of the documentation.")
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo", metavar="DIR")
-    parser.add_argument("--browser", metavar="PROGRAM", help="a Chromium, for the report's picture")
+    parser.add_argument("--browser", metavar="PROGRAM", help="a Chromium, for two of them")
     args = parser.parse_args()
     people = plan_people(1, PEOPLE, SEED)
     save_jpeg(
@@ -61,6 +69,7 @@ def main() -> int:
         save_png(image, 960, "confusion.png")
     if args.browser:
         save_png(report_head(args.demo, args.browser), 960, "report.png")
+        save_jpeg(answered_page(args.demo, args.browser), "page.jpg")
     return 0
 
 
@@ -109,6 +118,32 @@ def report_head(demo: Path, browser: str) -> Image.Image:
         subprocess.run([browser, *options, f"--screenshot={picture}", page.as_uri()], check=True)
         with Image.open(picture) as image:
             return image.convert("RGB")
+
+
+def answered_page(demo: Path, browser: str) -> Image.Image:
+    """The page of `maskcls-demo` with the answer about a drawn face."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    face = min((demo / "sample" / "eval" / "images").iterdir())
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which(browser) or browser
+    for flag in ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,1010"):
+        options.add_argument(flag)
+    with PageServer(build_site(demo / "onnx", cache_folder("auto")), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+        try:
+            driver.get(server.url)
+            driver.find_element("id", "file").send_keys(str(face.resolve()))
+            result = driver.find_element("id", "result")
+            WebDriverWait(driver, 60).until(lambda _: result.is_displayed())
+            shot = driver.get_screenshot_as_png()
+        finally:
+            driver.quit()
+            server.shutdown()
+    return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
 def save_jpeg(image: Image.Image, name: str) -> None:

@@ -11,6 +11,7 @@
     ├── TrainingError       a training that cannot go on (NaN loss, full disk)
     ├── StudyError          a search's folder that is damaged, in use or of another search
     ├── TrackerError        a tracker that was asked for and cannot be opened
+    ├── PageError           the page of maskcls-demo cannot be made or served
     └── MissingExtraError   an optional package is not installed; names the extra
 
 Every message names the bad value, where it stood, and the way out. A command prints it as one
@@ -69,6 +70,10 @@ class StudyError(MaskclsError):
 
 class TrackerError(MaskclsError):
     """A tracker that was asked for and cannot be opened."""
+
+
+class PageError(MaskclsError):
+    """The page of `maskcls-demo` cannot be made or served."""
 
 
 class MissingExtraError(MaskclsError):

@@ -110,7 +110,7 @@ def test_every_module_has_its_page(site: Path) -> None:
 
 
 def messages() -> list[str]:
-    """Every text in the package's code, with … where it differs."""
+    """Every text in the package's code, with … where it differs, and every line of the page's."""
     found = []
     for path in (ROOT / "maskcls").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -124,6 +124,8 @@ def messages() -> list[str]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "unknown":
                 if isinstance(node.args[0], ast.Constant):
                     found.append(f"unknown {node.args[0].value} …; known: …")
+    for path in (ROOT / "maskcls" / "web" / "static").glob("*.js"):
+        found += path.read_text("utf-8").splitlines()
     return found
 
 

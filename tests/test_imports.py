@@ -48,6 +48,9 @@ LIGHT_MODULES = (
     "maskcls.search.space",
     "maskcls.search.folder",
     "maskcls.search.results",
+    "maskcls.web.server",
+    "maskcls.web.site",
+    "maskcls.web.vendor",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 
@@ -133,7 +136,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"data", "models", "convolutions", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
-    frozenset({"api", "search"}),
+    frozenset({"api", "search", "web"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""

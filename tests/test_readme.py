@@ -13,7 +13,8 @@ them; so that they take seconds, the test appends options, in which the last one
 A page goes on with what the README has left, and a command that has been run is not run again.
 
 `make`, `tensorboard` and the line that enters the virtual environment are looked at without being
-run. Python examples run afterwards on what the commands left, under the names of `make demo`.
+run, and so is `cli/demo.py`, which needs npm and serves until it is stopped (tests/web runs it).
+Python examples run afterwards on what the commands left, under the names of `make demo`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,10 @@ def script(command: str) -> str:
     found = re.search(r"\bpython (?:cli|export)/(\w+)\.py\b", command)
     assert found, f"{command}: not a script of cli/ or export/"
     return found[1]
+
+
+def is_run(command: str) -> bool:
+    return program(command) not in NOT_RUN and script(command) != "demo"
 
 
 def small(command: str) -> str:
@@ -154,7 +159,7 @@ def run_commands(folder: Path) -> None:
             if title:
                 (folder / title).write_text(content, encoding="utf-8")
         for command in commands(text):
-            if program(command) not in NOT_RUN and command not in ran:
+            if is_run(command) and command not in ran:
                 done = run(small(command), folder)
                 assert done.returncode == 0, f"{page}: {command}\n{done.stdout}{done.stderr}"
                 ran.add(command)
@@ -165,7 +170,7 @@ def check_what_commands_leave(folder: Path) -> None:
         assert (folder / name).is_file(), name
     for name in ("report.html", "eval.html"):
         assert (folder / name).is_file(), name
-    ran = [command for command in commands() if program(command) not in NOT_RUN]
+    ran = [command for command in commands() if is_run(command)]
     assert {script(command) for command in ran} == {
         *("data", "train", "search", "infer", "evaluate", "to_onnx", "doctor", "combine")
     }

@@ -28,8 +28,8 @@ def help_of(shim: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_shims_are_the_commands() -> None:
-    names = ["combine", "completion", "data", "doctor", "evaluate", "infer", "search", "train"]
-    names.append("to_onnx")
+    names = ["combine", "completion", "data", "demo", "doctor", "evaluate", "infer", "search"]
+    names += ["train", "to_onnx"]
     assert [shim.stem for shim in SHIMS] == names
 
 

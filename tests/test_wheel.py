@@ -30,6 +30,7 @@ COMMANDS = {
     "maskcls-export": "maskcls.commands.export:main",
     "maskcls-combine": "maskcls.commands.combine:main",
     "maskcls-doctor": "maskcls.commands.doctor:main",
+    "maskcls-demo": "maskcls.commands.demo:main",
     "maskcls-completion": "maskcls.commands.completion:main",
     "maskcls-search": "maskcls.commands.search:main",
 }
@@ -106,6 +107,7 @@ def test_every_file_of_the_package_is_shipped(wheel: Path) -> None:
     }
     assert {name for name in names_in(wheel) if name.startswith("maskcls/")} == files
     assert "maskcls/py.typed" in files
+    assert "maskcls/web/static/index.html" in files
 
 
 def test_the_sdist_has_what_the_wheel_is_built_from(wheel: Path) -> None:
