@@ -98,6 +98,23 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
     return run
 
 
+def as_one(main: Callable[P, int]) -> Callable[P, int]:
+    """Decorates the `main` of a command that torchrun may start several times at once: what they
+    say, they say once. See `maskcls.training.processes.joined`.
+    """
+
+    @wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return main(*args, **kwargs)
+        from maskcls.training.processes import joined
+
+        with joined():
+            return main(*args, **kwargs)
+
+    return run
+
+
 def env_default(name: str) -> Path | None:
     """The folder or file in an environment variable; None when it is not set, or empty."""
     value = os.environ.get(name)

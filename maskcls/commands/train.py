@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.commands._run import as_one, env_default, env_help, guarded
 from maskcls.config import (
     OPTION_FIELDS,
     PEOPLE_FIELDS,
@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 @guarded
+@as_one
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = vars(build_parser().parse_args(argv))
@@ -181,11 +182,13 @@ def _places(has_data: bool) -> dict[str, Any]:
         places["data_dir"] = (str(data),)
     elif not has_data:
         from maskcls.data.sample import ensure_sample
+        from maskcls.files import locked
 
         data = SAMPLE_DIR / "data"
         print(f"no --data-dir: training on the built-in sample of drawn faces in {data}")
         places = {"model_dir": str(SAMPLE_DIR)} | places
-        places["data_dir"] = (str(ensure_sample(data) / "train"),)
+        with locked(SAMPLE_DIR / ".lock", lambda: print(f"waiting for {data} to be drawn")):
+            places["data_dir"] = (str(ensure_sample(data) / "train"),)
     return places
 
 

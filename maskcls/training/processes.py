@@ -1,0 +1,198 @@
+"""Several processes that train one network, as torchrun starts them, through Ignite's `idist`.
+
+All hold the same network and compute their share of each batch. Answers are few numbers: they are
+gathered, so that loss, metrics and what follows from them are those of the whole batch, in every
+process alike. Files and messages are the first process's.
+
+Where there is but one process, everything here changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from maskcls.errors import MaskclsError, TrainingError
+
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others. One of them may be decoding all pictures; of one that
+has died, the others hear at once."""
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within its block, this is one of the processes that torchrun has started.
+
+    Only the first shows messages and progress bars. Where one fails, it says why, and the others
+    end without a word: what fails in all of them is said once.
+    """
+    if _started() == 1:
+        yield
+        return
+    failures = _failures()
+    try:
+        with ExitStack() as stack:
+            if int(os.environ["RANK"]) > 0:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            yield
+    except BaseException as error:
+        # The process group stays: to leave it in order would take those that are gone.
+        if failures is not None and not _is_first_failure(failures):
+            raise SystemExit(_code(error)) from None
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
+            raise TrainingError("another process of this training has ended") from None
+        raise
+    if dist.is_initialized():
+        idist.finalize()
+
+
+def connect(device: torch.device) -> torch.device:
+    """`device`, once this process is connected with the others, if there are any: on CPUs through
+    gloo; on CUDA through NCCL, and `cuda` is another device for each.
+
+    Raises:
+        TrainingError: one device for several processes, or fewer than processes.
+    """
+    if _started() == 1 or dist.is_initialized():
+        return device
+    if device.type == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # idist takes a GPU wherever it sees one
+        idist.initialize("gloo", timeout=PATIENCE)
+        return device
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.index is not None:
+        raise TrainingError(
+            f"--device {device}: names one device for {here} processes; with --device cuda each "
+            "takes its own"
+        )
+    if here > torch.cuda.device_count():
+        raise TrainingError(
+            f"{here} processes on a machine with {torch.cuda.device_count()} CUDA devices; start "
+            "fewer with --nproc_per_node, or take --device cpu"
+        )
+    idist.initialize("nccl", timeout=PATIENCE)
+    return device
+
+
+def is_first() -> bool:
+    """Whether this process writes the files."""
+    return bool(idist.get_rank() == 0)
+
+
+def on_first(make: Callable[[], Any]) -> Any:
+    """What `make` answers in the first process, in all of them: plain values."""
+    if idist.get_world_size() == 1:
+        return make()
+    # In ASCII, as JSON is: idist counts letters and sends bytes.
+    return json.loads(str(idist.broadcast(json.dumps(make()) if is_first() else "")))
+
+
+def share_gradients(model: nn.Module) -> nn.Module:
+    """Around a network: gradients become the mean over the processes. On CUDA its batch
+    normalisation takes the statistics of the whole batch; on CPUs torch has none that does, and
+    `average_statistics` keeps the running ones equal.
+
+    Converts and trains `model` itself, which is what is evaluated and saved.
+    """
+    if idist.get_world_size() == 1:
+        return model
+    # Made by each call of `auto_model`, and said in other words.
+    logging.getLogger("ignite.distributed.auto.auto_model").disabled = True
+    return idist.auto_model(model, sync_bn=idist.backend() == "nccl", broadcast_buffers=False)
+
+
+def gather(own: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The rows of all processes in their order; gradients flow to the own ones.
+
+    own: (sizes[rank], …), and any rows after these are left out. `sizes`: rows of each process.
+    """
+    if len(sizes) == 1:
+        return own
+    own = own[: sizes[idist.get_rank()]]
+    shapes = [(size, *own.shape[1:]) for size in sizes]
+    pieces = idist.all_gather_tensors_with_shapes(own.detach().contiguous(), shapes)
+    pieces[idist.get_rank()] = own
+    return torch.cat(pieces)
+
+
+def average_statistics(model: nn.Module, share: float) -> None:
+    """The running statistics of batch normalisation, which each process has of its own pictures,
+    become their mean, weighed by the `share` of the pictures that a process had: the mean of all
+    pictures, and the variance within the processes' parts. In place.
+    """
+    running = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if idist.get_world_size() == 1 or not running:
+        return
+    flat = torch.cat(running) * share
+    flat = idist.all_reduce(flat)  # type: ignore[assignment]
+    for buffer, mean in zip(running, flat.split([len(b) for b in running]), strict=True):
+        buffer.copy_(mean)
+
+
+def check_pieces(model: nn.Module, smallest: int, parts: int) -> None:
+    """`smallest`: pictures of the smallest batch, computed in `parts`.
+
+    Raises:
+        TrainingError: a process would have one picture or none, and the network normalises over
+            batches.
+    """
+    processes = idist.get_world_size()
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    normalises = any(isinstance(module, kinds) for module in model.modules())
+    if processes > 1 and normalises and smallest < 2 * processes * parts:
+        raise TrainingError(
+            f"batches of {smallest} pictures, in {parts} parts, for {processes} processes: batch "
+            "normalisation needs two pictures for each; take a larger --batch-size, a smaller "
+            "--accumulate or fewer processes"
+        )
+
+
+def _started() -> int:
+    """How many processes torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _failures() -> dist.Store | None:
+    """Where the processes of one start count their failures: torchrun's own store. None where
+    another program has started them."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
+    run = os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    return dist.PrefixStore(f"maskcls/{run}", store)
+
+
+def _is_first_failure(failures: dist.Store) -> bool:
+    try:
+        return bool(failures.add("failed", 1) == 1)
+    except RuntimeError:  # torchrun is gone, and its store with it
+        return True
+
+
+def _code(error: BaseException) -> int:
+    """The exit code of a process that says nothing; see `maskcls.commands._run`."""
+    if isinstance(error, MaskclsError):
+        return error.exit_code
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
