@@ -1,0 +1,248 @@
+"""Real processes of torchrun: what they learn together is what one learns alone, and how they end."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from maskcls.checkpoints import read_checkpoint
+from maskcls.data.sample import make_sample
+from maskcls.models import load_model
+from tests.training import small
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = str(Path(__file__).with_name("torchrun_worker.py"))
+SMALL = small.SMALL | {"epochs": 3, "lr": 0.005}
+STEPS = 4  # of an epoch: 9 people, 63 pictures, 15 or 16 in a batch; 21 validate
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="signals end differently there"),
+]
+
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "mixed": (
+        2,
+        {
+            "criterion": "cross_entropy:0.7,f1:0.3",
+            "class_weights": "balanced",
+            "mixup": 0.3,
+            "cutmix": 0.3,
+            "mix_rare": True,
+            "accumulate": 3,
+            "clip_norm": 1.0,
+            "ema_decay": 0.9,
+            "calibration": "macro_f1",
+            "tta": "flip",
+        },
+    ),
+    "weighted": (
+        3,
+        {
+            "criterion": "focal",
+            "class_weights": "sqrt",
+            "soften_age": 0.0,
+            "sampling": "sqrt",
+            "augmentation": "RandAugmentation",
+            "batch_size": 13,
+        },
+    ),
+    "few": (3, {"batch_size": 2, "epochs": 1, "soften_age": 0.0, "criterion": "cross_entropy"}),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("processes") / "sample"
+    return make_sample(root, people=12, eval_people=6, progress=False)
+
+
+Start = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def start(data: Path, tmp_path: Path) -> Start:
+    """`start(processes, what, *options, **settings)` runs tests/training/torchrun_worker.py."""
+
+    def run(
+        processes: int, what: str, *options: str, **settings: Any
+    ) -> subprocess.CompletedProcess[str]:
+        if "--resume" not in options:
+            file = tmp_path / "config.yaml"
+            places = {
+                "data_dir": [str(data / "train")],
+                "model_dir": str(tmp_path / "runs"),
+                "cache": str(data.parent / "cache"),
+            }
+            file.write_text(yaml.safe_dump(SMALL | places | settings))
+            options = ("--task", "age", "--config", str(file), *options)
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        return subprocess.run(
+            [sys.executable, *(launcher if processes > 1 else []), WORKER, what, *options],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def own_lines(text: str) -> list[str]:
+    """What the processes say, without what torchrun does."""
+    said = r"(error|warning|interrupted|terminated|Traceback|age[: ]|resuming|decoding|next:)"
+    return [line for line in text.splitlines() if re.match(said, line)]
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_close(folder: Path, reference: Path) -> None:
+    """Equal but for the order in which numbers were added."""
+    for row, other in zip(rows_of(folder), rows_of(reference), strict=True):
+        assert row == pytest.approx(other, rel=2e-3, abs=2e-4)
+        # Of 21 pictures each counts once: another count is another fraction.
+        assert row["accuracy"] == pytest.approx(other["accuracy"], abs=1e-9)
+    for name in ("last.pt", "best.pt"):
+        one, other = (read_checkpoint(path / name) for path in (folder, reference))
+        assert one.keys() == other.keys()
+        assert one["trainer"] == other["trainer"]
+        for key, value in one["model"].items():
+            torch.testing.assert_close(value, other["model"][key], rtol=2e-3, atol=2e-4)
+    models = [load_model(path)[0] for path in (folder, reference)]
+    pictures = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        answers = [model(pictures) for model in models]
+    assert answers[0].std(dim=0).min() > 1e-4  # they differ from picture to picture
+    torch.testing.assert_close(*answers, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_train_as_one(start: Start, tmp_path: Path, case: str) -> None:
+    processes, settings = CASES[case]
+    together = start(processes, "plain", **settings)
+    assert together.returncode == 0, together.stderr
+    alone = start(1, "plain", **settings)
+    assert alone.returncode == 0, alone.stderr
+    runs = tmp_path / "runs" / "age"
+    assert_close(runs / "exp", runs / "exp2")
+    assert (runs / "exp" / "report.html").is_file()
+    assert len(list((runs / "exp").glob("events.out.tfevents.*"))) == 1
+    # Messages come once, and say the same but for the time.
+    lines = [
+        re.sub(r"exp2|, \d+ img/s, \d+ s|decoding .*\n", "", done.stdout).replace("exp", "")
+        for done in (together, alone)
+    ]
+    epochs = [line for line in lines[0].splitlines() if " epoch " in line]
+    assert len(epochs) == settings.get("epochs", 3)
+    assert [line[:14] for line in epochs] == [
+        line[:14] for line in lines[1].splitlines() if " epoch " in line
+    ]
+    assert "Traceback" not in together.stderr
+
+
+def test_batch_normalisation_learns_from_all_pictures(start: Start, tmp_path: Path) -> None:
+    done = start(2, "plain", model="resnet18", epochs=2, ema_decay=0.9)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "age" / "exp"
+    content = read_checkpoint(folder / "last.pt")
+    means = {key: value for key, value in content["model"].items() if "running" in key}
+    assert len(means) == 40 and all(torch.isfinite(value).all() for value in means.values())
+    alone = start(1, "plain", model="resnet18", epochs=2, ema_decay=0.9)
+    assert alone.returncode == 0, alone.stderr
+    other = read_checkpoint(tmp_path / "runs" / "age" / "exp2" / "last.pt")["model"]
+    # The first layer normalises before any batch statistics: its mean is nearly that of one.
+    torch.testing.assert_close(means["bn1.running_mean"], other["bn1.running_mean"], rtol=0.2,
+                               atol=0.05)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    [
+        ({"batch_size": 0}, 2, "batch_size 0: must be 2 or more"),
+        ({"data_dir": ["nowhere"]}, 1, "nowhere"),
+        ({"device": "cuda:0"}, 1, "cuda:0"),
+        ({"model": "resnet18", "batch_size": 5}, 1, "batch normalisation needs two pictures"),
+    ],
+)
+def test_an_error_of_all_is_said_once(
+    start: Start, tmp_path: Path, settings: dict[str, Any], code: int, message: str
+) -> None:
+    done = start(2, "plain", **settings)
+    assert done.returncode != 0
+    [line] = own_lines(done.stderr)
+    assert line.startswith("error: ") and message in line
+    assert f"exitcode  : {code}" in done.stderr  # torchrun's report of the first that failed
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("ENOSPC@0:6", "error: no space left on device while writing "),
+        ("MEMORY@1:6", "error: out of memory; --accumulate 2 computes smaller parts"),
+        ("SIGKILL@1:6", "error: another process of this training has ended"),
+    ],
+)
+def test_one_that_fails_ends_all(start: Start, tmp_path: Path, what: str, message: str) -> None:
+    done = start(2, f"plain,{what}")
+    assert done.returncode != 0
+    [line] = own_lines(done.stderr)
+    assert line.startswith(message)
+    folder = tmp_path / "runs" / "age" / "exp"
+    assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == STEPS
+    assert len(rows_of(folder)) == 1
+
+
+def test_interrupted_killed_and_resumed_by_other_numbers_of_processes(
+    start: Start, tmp_path: Path
+) -> None:
+    settings = {"ema_decay": 0.9, "patience": 3, "mixup": 0.3}
+    folder = tmp_path / "runs" / "age" / "exp"
+    # A signal to one is one to all: after that step they save and end.
+    done = start(2, "plain,SIGTERM@1:6", **settings)
+    assert done.returncode != 0
+    assert own_lines(done.stderr) == []
+    assert done.stdout.count(f"interrupted; go on with: maskcls-train --resume {folder}") == 1
+    assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == 6
+    # Killed outright in the third epoch, by then three.
+    done = start(3, "plain,SIGKILL@*:11", "--resume", str(folder))
+    assert done.returncode != 0
+    assert done.stdout.count(f"resuming {folder} after epoch 1 and 2 steps of the next") == 1
+    assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == 2 * STEPS
+    done = start(1, "plain", "--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    alone = start(1, "plain", **settings)
+    assert alone.returncode == 0, alone.stderr
+    assert_close(folder, folder.with_name("exp2"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_nccl_trains_as_one_device(start: Start, tmp_path: Path) -> None:
+    settings = {"device": "cuda", "model": "resnet18"}
+    for processes in (2, 1):
+        done = start(processes, "plain", **settings)
+        assert done.returncode == 0, done.stderr
+    runs = tmp_path / "runs" / "age"
+    for row, other in zip(rows_of(runs / "exp"), rows_of(runs / "exp2"), strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs one CUDA device")
+def test_fewer_devices_than_processes(start: Start) -> None:
+    done = start(2, "plain", device="cuda")
+    [line] = own_lines(done.stderr)
+    assert line.startswith("error: 2 processes on a machine with 1 CUDA devices")
