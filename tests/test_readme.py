@@ -53,7 +53,7 @@ def program(command: str) -> str:
 
 def script(command: str) -> str:
     """The same → `train`."""
-    found = re.search(r"\bpython (?:cli|export)/(\w+)\.py\b", command)
+    found = re.search(r"\b(?:python|torchrun) (?:--\S+ )*(?:cli|export)/(\w+)\.py\b", command)
     assert found, f"{command}: not a script of cli/ or export/"
     return found[1]
 

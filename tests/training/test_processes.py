@@ -1,4 +1,4 @@
-"""Real processes of torchrun: what they learn together is what one learns alone, and how they end."""
+"""Real processes of torchrun: together they learn what one learns alone, and they end as one."""
 
 from __future__ import annotations
 
@@ -140,16 +140,9 @@ def test_several_processes_train_as_one(start: Start, tmp_path: Path, case: str)
     assert_close(runs / "exp", runs / "exp2")
     assert (runs / "exp" / "report.html").is_file()
     assert len(list((runs / "exp").glob("events.out.tfevents.*"))) == 1
-    # Messages come once, and say the same but for the time.
-    lines = [
-        re.sub(r"exp2|, \d+ img/s, \d+ s|decoding .*\n", "", done.stdout).replace("exp", "")
-        for done in (together, alone)
-    ]
-    epochs = [line for line in lines[0].splitlines() if " epoch " in line]
-    assert len(epochs) == settings.get("epochs", 3)
-    assert [line[:14] for line in epochs] == [
-        line[:14] for line in lines[1].splitlines() if " epoch " in line
-    ]
+    # Messages come once.
+    assert together.stdout.count(" epoch ") == alone.stdout.count(" epoch ") > 0
+    assert together.stdout.count("next: ") == 1
     assert "Traceback" not in together.stderr
 
 
@@ -174,7 +167,7 @@ def test_batch_normalisation_learns_from_all_pictures(start: Start, tmp_path: Pa
         ({"batch_size": 0}, 2, "batch_size 0: must be 2 or more"),
         ({"data_dir": ["nowhere"]}, 1, "nowhere"),
         ({"device": "cuda:0"}, 1, "cuda:0"),
-        ({"model": "resnet18", "batch_size": 5}, 1, "batch normalisation needs two pictures"),
+        ({"model": "resnet18", "batch_size": 3}, 1, "batch normalisation needs two pictures"),
     ],
 )
 def test_an_error_of_all_is_said_once(
