@@ -4,7 +4,8 @@
     python benchmarks/processes.py --data-dir data/train --processes 4 --batch-size 256 --runs 5
 
 On CPUs the processes share the cores: one has all as threads, of several each has its part. Same
-pictures, network and global batch; the ways take turns. How to read the table: benchmarks/README.md.
+pictures, network and global batch; the ways take turns. benchmarks/README.md says how to read the
+table.
 
 All options: python benchmarks/processes.py --help
 """
