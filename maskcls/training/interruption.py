@@ -43,7 +43,7 @@ class Interruption:
     def asked(self) -> bool:
         """Whether to save and end. Where several processes train, a signal to one of them is one to
         all, so that they end after the same step."""
-        told = int(idist.all_reduce(self.signal or 0, "MAX"))  # type: ignore[arg-type]
+        told = int(idist.all_reduce(self.signal or 0, "MAX"))
         if told:  # else leave what may have come in this moment
             self.signal = told
         return told > 0

@@ -21,6 +21,7 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from maskcls.errors import MaskclsError, TrainingError
 
@@ -122,8 +123,12 @@ def gather(own: Tensor, sizes: Sequence[int]) -> Tensor:
     if len(sizes) == 1:
         return own
     own = own[: sizes[idist.get_rank()]]
-    shapes = [(size, *own.shape[1:]) for size in sizes]
-    pieces = idist.all_gather_tensors_with_shapes(own.detach().contiguous(), shapes)
+    # Pieces of one size, as `all_gather` wants them. (Ignite's `all_gather_tensors_with_shapes` cuts
+    # with lists of slices, which torch has deprecated.)
+    missing = [0, 0] * (own.ndim - 1) + [0, max(sizes) - len(own)]
+    padded: Tensor = idist.all_gather(pad(own.detach(), missing).contiguous())  # type: ignore[assignment]
+    padded_pieces = padded.split(max(sizes))
+    pieces = [piece[:size] for piece, size in zip(padded_pieces, sizes, strict=True)]
     pieces[idist.get_rank()] = own
     return torch.cat(pieces)
 

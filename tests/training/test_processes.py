@@ -100,7 +100,7 @@ def start(data: Path, tmp_path: Path) -> Start:
 
 def own_lines(text: str) -> list[str]:
     """What the processes say, without what torchrun does."""
-    said = r"(error|warning|interrupted|terminated|Traceback|age[: ]|resuming|decoding|next:)"
+    said = r"(error|warning|interrupted|terminated|age[: ]|resuming|decoding|next:)"
     return [line for line in text.splitlines() if re.match(said, line)]
 
 
