@@ -123,8 +123,7 @@ def gather(own: Tensor, sizes: Sequence[int]) -> Tensor:
     if len(sizes) == 1:
         return own
     own = own[: sizes[idist.get_rank()]]
-    # Pieces of one size, as `all_gather` wants them. (Ignite's `all_gather_tensors_with_shapes` cuts
-    # with lists of slices, which torch has deprecated.)
+    # Of one size, as `all_gather` wants them.
     missing = [0, 0] * (own.ndim - 1) + [0, max(sizes) - len(own)]
     padded: Tensor = idist.all_gather(pad(own.detach(), missing).contiguous())  # type: ignore[assignment]
     padded_pieces = padded.split(max(sizes))
