@@ -118,7 +118,7 @@ def create_trainer(
         total = torch.zeros((), device=device)
         sizes = share.sizes(len(target))
         done = 0
-        for part, y in zip(sizes, target.split([sum(part) for part in sizes]), strict=True):
+        for part, y in zip(sizes, torch.split(target, [sum(part) for part in sizes]), strict=True):
             own = part[share.process]
             x = images[done : done + own] if own else images[:1]
             done += own
@@ -195,7 +195,7 @@ def _gather_batch(images: Tensor, share: Share, count: int) -> Tensor:
     """Own pictures (rows, 3, H, W) → those of the whole batch (count, 3, H, W), in its order."""
     sizes = share.sizes(count)
     own = [part[share.process] for part in sizes]
-    pieces = images[: sum(own)].split(own)
+    pieces = torch.split(images[: sum(own)], own)
     return torch.cat([gather(piece, part) for piece, part in zip(pieces, sizes, strict=True)])
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import torch
@@ -25,9 +27,15 @@ from torch.nn.functional import pad
 
 from maskcls.errors import MaskclsError, TrainingError
 
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
 PATIENCE = timedelta(days=1)
 """How long a process waits for the others. One of them may be decoding all pictures; of one that
 has died, the others hear at once."""
+GRACE = 1.0
+"""Seconds that a process which ends without a word waits: torchrun ends all when one has gone, and
+that one which says why shall have said it."""
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
@@ -52,6 +60,8 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         # The process group stays: to leave it in order would take those that are gone.
         if failures is not None and not _is_first_failure(failures):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, when that one has gone
+            time.sleep(GRACE)
             raise SystemExit(_code(error)) from None
         if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
             raise TrainingError("another process of this training has ended") from None
@@ -112,7 +122,10 @@ def share_gradients(model: nn.Module) -> nn.Module:
         return model
     # Made by each call of `auto_model`, and said in other words.
     logging.getLogger("ignite.distributed.auto.auto_model").disabled = True
-    return idist.auto_model(model, sync_bn=idist.backend() == "nccl", broadcast_buffers=False)
+    shared = idist.auto_model(model, sync_bn=idist.backend() == "nccl")
+    # Not as an argument, which newer versions of torch call deprecated and older ones need.
+    shared.broadcast_buffers = False  # type: ignore[assignment]
+    return shared
 
 
 def gather(own: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -126,7 +139,7 @@ def gather(own: Tensor, sizes: Sequence[int]) -> Tensor:
     # Of one size, as `all_gather` wants them.
     missing = [0, 0] * (own.ndim - 1) + [0, max(sizes) - len(own)]
     padded: Tensor = idist.all_gather(pad(own.detach(), missing).contiguous())  # type: ignore[assignment]
-    padded_pieces = padded.split(max(sizes))
+    padded_pieces = torch.split(padded, max(sizes))
     pieces = [piece[:size] for piece, size in zip(padded_pieces, sizes, strict=True)]
     pieces[idist.get_rank()] = own
     return torch.cat(pieces)
@@ -148,7 +161,7 @@ def average_statistics(model: nn.Module, share: float) -> None:
         return
     flat = torch.cat(running) * share
     flat = idist.all_reduce(flat)  # type: ignore[assignment]
-    for buffer, mean in zip(running, flat.split([len(b) for b in running]), strict=True):
+    for buffer, mean in zip(running, torch.split(flat, [len(b) for b in running]), strict=True):
         buffer.copy_(mean)
 
 
@@ -175,18 +188,20 @@ def _started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _failures() -> dist.Store | None:
+def _failures() -> Store | None:
     """Where the processes of one start count their failures: torchrun's own store. None where
     another program has started them."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=False, timeout=timedelta(seconds=60)
+    )
     run = os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
-    return dist.PrefixStore(f"maskcls/{run}", store)
+    return dist.PrefixStore(f"maskcls/{run}", store)  # type: ignore[attr-defined]
 
 
-def _is_first_failure(failures: dist.Store) -> bool:
+def _is_first_failure(failures: Store) -> bool:
     try:
         return bool(failures.add("failed", 1) == 1)
     except RuntimeError:  # torchrun is gone, and its store with it

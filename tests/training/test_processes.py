@@ -55,6 +55,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             "sampling": "sqrt",
             "augmentation": "RandAugmentation",
             "batch_size": 13,
+            "optimizer": "sgd",  # unlike AdamW it sees how large gradients are
+            "lr": 0.05,
         },
     ),
     "few": (3, {"batch_size": 2, "epochs": 1, "soften_age": 0.0, "criterion": "cross_entropy"}),
@@ -147,18 +149,17 @@ def test_several_processes_train_as_one(start: Start, tmp_path: Path, case: str)
 
 
 def test_batch_normalisation_learns_from_all_pictures(start: Start, tmp_path: Path) -> None:
-    done = start(2, "plain", model="resnet18", epochs=2, ema_decay=0.9)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "runs" / "age" / "exp"
-    content = read_checkpoint(folder / "last.pt")
-    means = {key: value for key, value in content["model"].items() if "running" in key}
-    assert len(means) == 40 and all(torch.isfinite(value).all() for value in means.values())
-    alone = start(1, "plain", model="resnet18", epochs=2, ema_decay=0.9)
-    assert alone.returncode == 0, alone.stderr
-    other = read_checkpoint(tmp_path / "runs" / "age" / "exp2" / "last.pt")["model"]
-    # The first layer normalises before any batch statistics: its mean is nearly that of one.
-    torch.testing.assert_close(means["bn1.running_mean"], other["bn1.running_mean"], rtol=0.2,
-                               atol=0.05)  # fmt: skip
+    found = []
+    for processes, name in ((2, "exp"), (1, "exp2")):
+        done = start(processes, "plain", model="resnet18", epochs=1, lr=1e-7)
+        assert done.returncode == 0, done.stderr
+        found.append(read_checkpoint(tmp_path / "runs" / "age" / name / "last.pt")["model"])
+    together, alone = found
+    # The weights hardly change, and the first layer's mean is that of the pictures however they
+    # are parted. The variance within parts is a little smaller than that of the whole.
+    mean, variance = "bn1.running_mean", "bn1.running_var"
+    torch.testing.assert_close(together[mean], alone[mean], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together[variance], alone[variance], rtol=0.1, atol=0.0)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,6 @@ def test_batch_normalisation_learns_from_all_pictures(start: Start, tmp_path: Pa
     [
         ({"batch_size": 0}, 2, "batch_size 0: must be 2 or more"),
         ({"data_dir": ["nowhere"]}, 1, "nowhere"),
-        ({"device": "cuda:0"}, 1, "cuda:0"),
         ({"model": "resnet18", "batch_size": 3}, 1, "batch normalisation needs two pictures"),
     ],
 )
@@ -198,7 +198,7 @@ def test_one_that_fails_ends_all(start: Start, tmp_path: Path, what: str, messag
     assert len(rows_of(folder)) == 1
 
 
-def test_interrupted_killed_and_resumed_by_other_numbers_of_processes(
+def test_interrupted_and_resumed_by_another_number_of_processes(
     start: Start, tmp_path: Path
 ) -> None:
     settings = {"ema_decay": 0.9, "patience": 3, "mixup": 0.3}
@@ -209,13 +209,9 @@ def test_interrupted_killed_and_resumed_by_other_numbers_of_processes(
     assert own_lines(done.stderr) == []
     assert done.stdout.count(f"interrupted; go on with: maskcls-train --resume {folder}") == 1
     assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == 6
-    # Killed outright in the third epoch, by then three.
-    done = start(3, "plain,SIGKILL@*:11", "--resume", str(folder))
-    assert done.returncode != 0
-    assert done.stdout.count(f"resuming {folder} after epoch 1 and 2 steps of the next") == 1
-    assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == 2 * STEPS
-    done = start(1, "plain", "--resume", str(folder))
+    done = start(3, "plain", "--resume", str(folder))
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"resuming {folder} after epoch 1 and 2 steps of the next") == 1
     alone = start(1, "plain", **settings)
     assert alone.returncode == 0, alone.stderr
     assert_close(folder, folder.with_name("exp2"))
