@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,6 @@ from maskcls.models import load_model
 from tests.training import small
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = str(Path(__file__).with_name("torchrun_worker.py"))
 SMALL = small.SMALL | {"epochs": 3, "lr": 0.005}
 STEPS = 4  # of an epoch: 9 people, 63 pictures, 15 or 16 in a batch; 21 validate
 
@@ -69,35 +72,57 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sample(root, people=12, eval_people=6, progress=False)
 
 
-Start = Callable[..., subprocess.CompletedProcess[str]]
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+Start = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """tests/training/process_server.py in a process of its own."""
+    running = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("process_server.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield running
+    running.communicate()
 
 
 @pytest.fixture
-def start(data: Path, tmp_path: Path) -> Start:
-    """`start(processes, what, *options, **settings)` runs tests/training/torchrun_worker.py."""
+def start(server: subprocess.Popen[str], data: Path, tmp_path: Path) -> Start:
+    """`start(processes, *options, events=(), **settings)` trains on the server."""
 
-    def run(
-        processes: int, what: str, *options: str, **settings: Any
-    ) -> subprocess.CompletedProcess[str]:
+    def run(processes: int, *options: str, events: tuple[Any, ...] = (), **settings: Any) -> Ended:
         if "--resume" not in options:
-            file = tmp_path / "config.yaml"
-            places = {
-                "data_dir": [str(data / "train")],
-                "model_dir": str(tmp_path / "runs"),
-                "cache": str(data.parent / "cache"),
-            }
-            file.write_text(yaml.safe_dump(SMALL | places | settings))
-            options = ("--task", "age", "--config", str(file), *options)
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        return subprocess.run(
-            [sys.executable, *(launcher if processes > 1 else []), WORKER, what, *options],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+            options = (*options_of(data, tmp_path, **settings), *options)
+        files = {name: str(tmp_path / name) for name in ("out", "err")}
+        request = {"processes": processes, "options": options, "events": events, **files}
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return Ended(code, *(Path(file).read_text("utf-8") for file in files.values()))
 
     return run
+
+
+def options_of(data: Path, folder: Path, **settings: Any) -> list[str]:
+    """Of a small training into `folder`/runs."""
+    file = folder / "config.yaml"
+    places = {
+        "data_dir": [str(data / "train")],
+        "model_dir": str(folder / "runs"),
+        "cache": str(data.parent / "cache"),
+    }
+    file.write_text(yaml.safe_dump(SMALL | places | settings))
+    return ["--task", "age", "--config", str(file)]
 
 
 def own_lines(text: str) -> list[str]:
@@ -134,25 +159,25 @@ def assert_close(folder: Path, reference: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_train_as_one(start: Start, tmp_path: Path, case: str) -> None:
     processes, settings = CASES[case]
-    together = start(processes, "plain", **settings)
-    assert together.returncode == 0, together.stderr
-    alone = start(1, "plain", **settings)
-    assert alone.returncode == 0, alone.stderr
+    together = start(processes, **settings)
+    assert together.code == 0, together.err
+    alone = start(1, **settings)
+    assert alone.code == 0, alone.err
     runs = tmp_path / "runs" / "age"
     assert_close(runs / "exp", runs / "exp2")
     assert (runs / "exp" / "report.html").is_file()
     assert len(list((runs / "exp").glob("events.out.tfevents.*"))) == 1
     # Messages come once.
-    assert together.stdout.count(" epoch ") == alone.stdout.count(" epoch ") > 0
-    assert together.stdout.count("next: ") == 1
-    assert "Traceback" not in together.stderr
+    assert together.out.count(" epoch ") == alone.out.count(" epoch ") > 0
+    assert together.out.count("next: ") == 1
+    assert "Traceback" not in together.err
 
 
 def test_batch_normalisation_learns_from_all_pictures(start: Start, tmp_path: Path) -> None:
     found = []
     for processes, name in ((2, "exp"), (1, "exp2")):
-        done = start(processes, "plain", model="resnet18", epochs=1, lr=1e-7)
-        assert done.returncode == 0, done.stderr
+        done = start(processes, model="resnet18", epochs=1, lr=1e-7)
+        assert done.code == 0, done.err
         found.append(read_checkpoint(tmp_path / "runs" / "age" / name / "last.pt")["model"])
     together, alone = found
     # The weights hardly change, and the first layer's mean is that of the pictures however they
@@ -173,25 +198,27 @@ def test_batch_normalisation_learns_from_all_pictures(start: Start, tmp_path: Pa
 def test_an_error_of_all_is_said_once(
     start: Start, tmp_path: Path, settings: dict[str, Any], code: int, message: str
 ) -> None:
-    done = start(2, "plain", **settings)
-    assert done.returncode != 0
-    [line] = own_lines(done.stderr)
+    done = start(2, **settings)
+    assert done.code != 0
+    [line] = own_lines(done.err)
     assert line.startswith("error: ") and message in line
-    assert f"exitcode  : {code}" in done.stderr  # torchrun's report of the first that failed
+    assert f"exitcode  : {code}" in done.err  # torchrun's report of the first that failed
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("event", "message"),
     [
-        ("ENOSPC@0:6", "error: no space left on device while writing "),
-        ("MEMORY@1:6", "error: out of memory; --accumulate 2 computes smaller parts"),
-        ("SIGKILL@1:6", "error: another process of this training has ended"),
+        (("ENOSPC", 0, 6), "error: no space left on device while writing "),
+        (("MEMORY", 1, 6), "error: out of memory; --accumulate 2 computes smaller parts"),
+        (("SIGKILL", 1, 6), "error: another process of this training has ended"),
     ],
 )
-def test_one_that_fails_ends_all(start: Start, tmp_path: Path, what: str, message: str) -> None:
-    done = start(2, f"plain,{what}")
-    assert done.returncode != 0
-    [line] = own_lines(done.stderr)
+def test_one_that_fails_ends_all(
+    start: Start, tmp_path: Path, event: tuple[str, int, int], message: str
+) -> None:
+    done = start(2, events=(event,))
+    assert done.code != 0
+    [line] = own_lines(done.err)
     assert line.startswith(message)
     folder = tmp_path / "runs" / "age" / "exp"
     assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == STEPS
@@ -204,17 +231,48 @@ def test_interrupted_and_resumed_by_another_number_of_processes(
     settings = {"ema_decay": 0.9, "patience": 3, "mixup": 0.3}
     folder = tmp_path / "runs" / "age" / "exp"
     # A signal to one is one to all: after that step they save and end.
-    done = start(2, "plain,SIGTERM@1:6", **settings)
-    assert done.returncode != 0
-    assert own_lines(done.stderr) == []
-    assert done.stdout.count(f"interrupted; go on with: maskcls-train --resume {folder}") == 1
+    done = start(2, events=(("SIGTERM", 1, 6),), **settings)
+    assert done.code != 0
+    assert own_lines(done.err) == []
+    assert done.out.count(f"interrupted; go on with: maskcls-train --resume {folder}") == 1
     assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == 6
-    done = start(3, "plain", "--resume", str(folder))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"resuming {folder} after epoch 1 and 2 steps of the next") == 1
-    alone = start(1, "plain", **settings)
-    assert alone.returncode == 0, alone.stderr
+    done = start(3, "--resume", str(folder))
+    assert done.code == 0, done.err
+    assert done.out.count(f"resuming {folder} after epoch 1 and 2 steps of the next") == 1
+    alone = start(1, **settings)
+    assert alone.code == 0, alone.err
     assert_close(folder, folder.with_name("exp2"))
+
+
+def test_ctrl_c_reaches_torchrun_and_its_processes(data: Path, tmp_path: Path) -> None:
+    # As in a terminal: each process gets the signal, and torchrun passes it on once more.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        + [str(ROOT / "cli" / "train.py"), *options_of(data, tmp_path, epochs=500)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in the background of a script, Ctrl-C is ignored, and inherited so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    folder = tmp_path / "runs" / "age" / "exp"
+    try:
+        while not (folder / "last.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode != 0
+    assert own_lines(out)[-1] == f"interrupted; go on with: maskcls-train --resume {folder}"
+    assert own_lines(err) == ["interrupted"]
+    # No step is lost that was done when the epochs were written.
+    assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] >= STEPS * len(
+        rows_of(folder)
+    )
 
 
 @pytest.mark.gpu
@@ -222,8 +280,8 @@ def test_interrupted_and_resumed_by_another_number_of_processes(
 def test_nccl_trains_as_one_device(start: Start, tmp_path: Path) -> None:
     settings = {"device": "cuda", "model": "resnet18"}
     for processes in (2, 1):
-        done = start(processes, "plain", **settings)
-        assert done.returncode == 0, done.stderr
+        done = start(processes, **settings)
+        assert done.code == 0, done.err
     runs = tmp_path / "runs" / "age"
     for row, other in zip(rows_of(runs / "exp"), rows_of(runs / "exp2"), strict=True):
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
@@ -232,6 +290,6 @@ def test_nccl_trains_as_one_device(start: Start, tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs one CUDA device")
 def test_fewer_devices_than_processes(start: Start) -> None:
-    done = start(2, "plain", device="cuda")
-    [line] = own_lines(done.stderr)
+    done = start(2, device="cuda")
+    [line] = own_lines(done.err)
     assert line.startswith("error: 2 processes on a machine with 1 CUDA devices")

@@ -1,0 +1,127 @@
+"""Trains with several processes of torchrun, forked ones, so that a trial costs no import.
+
+    python tests/training/process_server.py
+
+One JSON object a line on stdin: {"processes": n, "options": of maskcls-train, "events": [[name,
+process, step], ...], "out": file, "err": file}; one a line on stdout, the exit status. The agent is
+torchrun's own, and so are what it sets for its processes and how it ends them.
+
+Before that step the process does what the event's name says: gets the signal of that name; with
+`ENOSPC` the first file that it writes from there on finds a full disk; with `MEMORY` it has none.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+import maskcls.training  # noqa: F401  what a training imports, imported once
+from maskcls.commands.train import main
+from maskcls.training import handlers
+
+Event = tuple[str, int, int]
+
+
+def act(name: str) -> None:
+    if name == "ENOSPC":
+
+        def write(path: Path, content: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        Path.write_bytes = write  # type: ignore[assignment]
+    elif name == "MEMORY":
+
+        def forward(*_: Any) -> None:
+            torch.empty(10**15)
+
+        nn.Linear.forward = forward  # type: ignore[assignment]
+    else:
+        os.kill(os.getpid(), getattr(signal, name))
+
+
+def work(options: Sequence[str], events: Sequence[Event]) -> None:
+    """One process: `maskcls-train` without dropout, whose masks are each process's own, and with
+    small figures."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # the agent's handlers, which an exec would drop
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    nn.Dropout.forward = lambda self, images: images  # type: ignore[assignment]
+    handlers.confusion_figure = handlers.grid_image = lambda *_: Figure((1, 1), dpi=8)
+    own = {step: name for name, process, step in events if process == _rank()}
+    real = handlers.seed_step
+
+    def seed_step(seed: int, iteration: int) -> None:
+        if iteration in own:
+            act(own[iteration])
+        real(seed, iteration)
+
+    handlers.seed_step = seed_step
+    code = main(options)
+    sys.stdout.flush()
+    if code:
+        raise SystemExit(code)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def run(request: dict[str, Any]) -> int:
+    signal.alarm(120)  # a trial that hangs is a status, too
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    asked = request["options"], request["events"]
+    if request["processes"] == 1:
+        work(*asked)
+        return 0
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=request["processes"],
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    try:
+        elastic_launch(config, work)(*asked)
+    except ChildFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            code = 70  # of a traceback
+            try:
+                code = run(json.loads(line))
+            except SystemExit as error:
+                code = int(error.code or 0)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
