@@ -17,7 +17,7 @@ from maskcls.data.loaders import Batch, Share
 from maskcls.data.mixing import Mixing
 from maskcls.errors import TrainingError
 from maskcls.models import predict_logits
-from maskcls.training.processes import average_statistics, gather
+from maskcls.training.processes import gather
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,6 @@ def create_trainer(
             nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         scaler.step(optimizer)
         scaler.update()
-        own = sum(part[share.process] for part in share.sizes(len(target)))
-        average_statistics(model, own / len(target))
         return {"loss": value, "images": len(target)}
 
     return Engine(step)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from maskcls.errors import MaskclsError, TrainingError
+from maskcls.training.normalisation import share_statistics
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -112,17 +113,19 @@ def on_first(make: Callable[[], Any]) -> Any:
 
 
 def share_gradients(model: nn.Module) -> nn.Module:
-    """Around a network: gradients become the mean over the processes. On CUDA its batch
-    normalisation takes the statistics of the whole batch; on CPUs torch has none that does, and
-    `average_statistics` keeps the running ones equal.
+    """Around a network: gradients become the mean over the processes, and batch normalisation takes
+    the statistics of the whole batch.
 
     Converts and trains `model` itself, which is what is evaluated and saved.
     """
     if idist.get_world_size() == 1:
         return model
+    on_cuda = idist.backend() == "nccl"
+    if not on_cuda:
+        share_statistics(model)
     # Made by each call of `auto_model`, and said in other words.
     logging.getLogger("ignite.distributed.auto.auto_model").disabled = True
-    shared = idist.auto_model(model, sync_bn=idist.backend() == "nccl")
+    shared = idist.auto_model(model, sync_bn=on_cuda)
     # Not as an argument, which newer versions of torch call deprecated and older ones need.
     shared.broadcast_buffers = False  # type: ignore[assignment]
     return shared
@@ -145,40 +148,18 @@ def gather(own: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat(pieces)
 
 
-def average_statistics(model: nn.Module, share: float) -> None:
-    """The running statistics of batch normalisation, which each process has of its own pictures,
-    become their mean, weighed by the `share` of the pictures that a process had: the mean of all
-    pictures, and the variance within the processes' parts. In place.
-    """
-    running = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
-    if idist.get_world_size() == 1 or not running:
-        return
-    flat = torch.cat(running) * share
-    flat = idist.all_reduce(flat)  # type: ignore[assignment]
-    for buffer, mean in zip(running, torch.split(flat, [len(b) for b in running]), strict=True):
-        buffer.copy_(mean)
-
-
 def check_pieces(model: nn.Module, smallest: int, parts: int) -> None:
     """`smallest`: pictures of the smallest batch, computed in `parts`.
 
     Raises:
-        TrainingError: a process would have one picture or none, and the network normalises over
-            batches.
+        TrainingError: a process would have no picture, and the network normalises over batches.
     """
     processes = idist.get_world_size()
-    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
-    normalises = any(isinstance(module, kinds) for module in model.modules())
-    if processes > 1 and normalises and smallest < 2 * processes * parts:
+    normalises = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    if processes > 1 and normalises and smallest < processes * parts:
         raise TrainingError(
             f"batches of {smallest} pictures, in {parts} parts, for {processes} processes: batch "
-            "normalisation needs two pictures for each; take a larger --batch-size, a smaller "
+            "normalisation needs a picture for each; take a larger --batch-size, a smaller "
             "--accumulate or fewer processes"
         )
 

@@ -3,15 +3,17 @@
     python tests/training/process_server.py
 
 One JSON object a line on stdin: {"processes": n, "options": of maskcls-train, "events": [[name,
-process, step], ...], "out": file, "err": file}; one a line on stdout, the exit status. The agent is
-torchrun's own, and so are what it sets for its processes and how it ends them.
+process, step], ...], "pictures": of a batch that they share instead, or 0, "out": file, "err":
+file}; one a line on stdout, the exit status. The agent is torchrun's own, and so are what it sets
+for its processes and how it ends them.
 
-Before that step the process does what the event's name says: gets the signal of that name; with
-`ENOSPC` the first file that it writes from there on finds a full disk; with `MEMORY` it has none.
+An event is what happens in a process before a step: the signal of that name; with `ENOSPC` the
+first file that it writes from there on finds a full disk; with `MEMORY` it has none.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -23,15 +25,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import ignite.distributed as idist
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-import maskcls.training  # noqa: F401  what a training imports, imported once
 from maskcls.commands.train import main
+from maskcls.data.loaders import Share
 from maskcls.training import handlers
+from maskcls.training.processes import connect, gather, share_gradients
 
 Event = tuple[str, int, int]
 
@@ -53,12 +57,9 @@ def act(name: str) -> None:
         os.kill(os.getpid(), getattr(signal, name))
 
 
-def work(options: Sequence[str], events: Sequence[Event]) -> None:
+def train(options: Sequence[str], events: Sequence[Event]) -> None:
     """One process: `maskcls-train` without dropout, whose masks are each process's own, and with
     small figures."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # the agent's handlers, which an exec would drop
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     nn.Dropout.forward = lambda self, images: images  # type: ignore[assignment]
     handlers.confusion_figure = handlers.grid_image = lambda *_: Figure((1, 1), dpi=8)
     own = {step: name for name, process, step in events if process == _rank()}
@@ -76,17 +77,53 @@ def work(options: Sequence[str], events: Sequence[Event]) -> None:
         raise SystemExit(code)
 
 
+def compare(pictures: int) -> None:
+    """One process: two steps with its share of a batch, and with all of it; raises where that
+    makes a difference to more than the last digits."""
+    connect(torch.device("cpu"))
+    torch.manual_seed(0)
+    whole = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.0)),
+        *(nn.Conv2d(8, 5, 3), nn.BatchNorm2d(5, eps=0.01, momentum=0.3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
+    ).to(torch.float64, memory_format=torch.channels_last)
+    shared = copy.deepcopy(whole)
+    images = torch.randn(pictures, 3, 8, 7, dtype=torch.float64)
+    target = torch.arange(pictures) % 3
+    share = Share(idist.get_rank(), idist.get_world_size())
+    [sizes] = share.sizes(pictures)
+    for model, count in ((share_gradients(shared), share.processes), (whole, 1)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(2):
+            optimizer.zero_grad()
+            own = gather(model(images[share.rows(pictures)]), sizes) if count > 1 else model(images)
+            (nn.functional.cross_entropy(own, target) * count).backward()
+            optimizer.step()
+    torch.testing.assert_close(shared.state_dict(), whole.state_dict(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(shared.eval()(images), whole.eval()(images), rtol=1e-9, atol=1e-9)
+    idist.finalize()
+
+
+def work(request: dict[str, Any]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # the agent's handlers, which an exec would drop
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request["pictures"]:
+        compare(request["pictures"])
+    else:
+        train(request["options"], request["events"])
+
+
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def run(request: dict[str, Any]) -> int:
+def answer(request: dict[str, Any]) -> int:
     signal.alarm(120)  # a trial that hangs is a status, too
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    asked = request["options"], request["events"]
     if request["processes"] == 1:
-        work(*asked)
+        work(request)
         return 0
     config = LaunchConfig(
         min_nodes=1,
@@ -100,7 +137,7 @@ def run(request: dict[str, Any]) -> int:
         start_method="fork",
     )
     try:
-        elastic_launch(config, work)(*asked)
+        elastic_launch(config, work)(request)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         return 1
@@ -113,7 +150,7 @@ def serve() -> None:
         if child == 0:
             code = 70  # of a traceback
             try:
-                code = run(json.loads(line))
+                code = answer(json.loads(line))
             except SystemExit as error:
                 code = int(error.code or 0)
             finally:
