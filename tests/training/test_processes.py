@@ -188,6 +188,7 @@ def test_several_processes_train_as_one(start: Start, tmp_path: Path, case: str)
     # Messages come once.
     assert together.out.count(" epoch ") == alone.out.count(" epoch ") > 0
     assert together.out.count("next: ") == 1
+    assert together.out.count("confusion of 21 pictures") == together.out.count(" epoch ")
     assert "Traceback" not in together.err
 
 
