@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from maskcls.files import write_atomic
 
@@ -50,9 +52,12 @@ def provenance_path(pred_path: Path) -> Path:
     return pred_path.with_name(pred_path.name + ".json")
 
 
-def write_provenance(pred_path: Path, provenance: Provenance) -> Path:
-    """Writes the provenance beside a prediction file that is complete; returns its path."""
-    values = asdict(provenance) | {"labels_sha256": _sha256(pred_path)}
+def write_provenance(
+    pred_path: Path, provenance: Provenance, more: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes the provenance beside a prediction file that is complete, and plain values that there
+    are `more` to say; returns its path."""
+    values = asdict(provenance) | dict(more or {}) | {"labels_sha256": _sha256(pred_path)}
     text = json.dumps(values, indent=1) + "\n"  # ASCII: names that are no UTF-8 survive
     write_atomic(provenance_path(pred_path), text.encode())
     return provenance_path(pred_path)
@@ -65,8 +70,8 @@ def read_provenance(pred_path: Path) -> Provenance | None:
     try:
         values = json.loads(provenance_path(pred_path).read_text("utf-8"))
         labels_sha256 = values.pop("labels_sha256")
-        models = tuple(ModelFile(**model) for model in values.pop("models"))
-        provenance = Provenance(**values, models=models)
+        values["models"] = tuple(ModelFile(**model) for model in values["models"])
+        provenance = Provenance(**{name.name: values[name.name] for name in fields(Provenance)})
         return provenance if labels_sha256 == _sha256(pred_path) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

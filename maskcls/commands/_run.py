@@ -6,6 +6,7 @@ the output any more, 143 terminated. A bug ends with its traceback.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -21,6 +22,7 @@ from types import FrameType
 from typing import ParamSpec
 
 from maskcls.errors import MaskclsError, MissingExtraError
+from maskcls.launch import processes_started
 
 P = ParamSpec("P")
 
@@ -50,6 +52,8 @@ EXTRA_OF = {
     "onnxscript": "train",
     "onnx": "runtime",
     "onnxruntime": "runtime",
+    "shtab": "completion",
+    "optuna": "search",
 }
 """Package → the extra that brings it."""
 
@@ -105,7 +109,7 @@ def as_one(main: Callable[P, int]) -> Callable[P, int]:
 
     @wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if processes_started() == 1:
             return main(*args, **kwargs)
         from maskcls.training.processes import joined
 
@@ -127,6 +131,12 @@ def env_help(name: str, file: str = "") -> str:
     state = f"now {value}" if value else "which is not set"
     shown = f"${name}/{file}" if file else f"${name}"
     return f"default: {shown}, {state}".replace("%", "%%")  # argparse formats help with %
+
+
+def offer(action: argparse.Action, names: Iterable[str]) -> None:
+    """Has shell completion offer these values of an option that checks its value itself, and so can
+    say which one was meant."""
+    action.offered = tuple(names)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -10,13 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError
-
-if TYPE_CHECKING:
-    from maskcls.runtime import Engine
 
 PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
 OUTPUT_FILE = "output.csv"
@@ -126,12 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out.suffix.lower() not in (".csv", ".parquet"):
         raise ConfigError(f"--out {args.out}: name it .csv or .parquet")
 
+    from maskcls.api import open_engine
     from maskcls.runtime import inference, list_pictures
     from maskcls.runtime.tuning import tuned
 
     sources = list_pictures(images, args.info)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     engine = open_engine(models, args.provider, args.lanes or 1)
+    print(f"computing with {engine.provider}")
     batch_size = _resolve_batch_size(args.batch_size, engine.provider)
     if args.lanes is None:
         engine = tuned(engine, sources, batch_size, args.workers)
@@ -160,38 +158,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     return 0
-
-
-def open_engine(paths: Sequence[Path], provider: str, lanes: int = 1) -> Engine:
-    """What answers for these files: here is where other kinds of model files join in.
-
-    Raises:
-        CheckpointError: files that cannot be read, or do not answer all attributes.
-        ConfigError: a provider that these files cannot run on.
-        ProviderError: a provider that cannot be had.
-    """
-    folders = [path for path in paths if path.is_dir()]
-    if len(paths) == 1 and folders and not any(paths[0].glob("*/*/best*.pt*")):
-        fused = paths[0] / "maskcls.onnx"  # the folder of maskcls-export
-        paths = [fused] if fused.is_file() else paths
-    onnx = [path for path in paths if path.suffix.lower() == ".onnx"]
-    if onnx:
-        if len(onnx) < len(paths):
-            raise ConfigError("--model: give ONNX files or checkpoints, not both")
-        from maskcls.runtime import open_onnx
-
-        engine = open_onnx(onnx, provider, lanes)
-        print(f"computing with {engine.provider}")
-        return engine
-    if provider == "tensorrt":
-        raise ConfigError("--provider tensorrt: PyTorch checkpoints run on cpu or cuda")
-    if lanes > 1:
-        raise ConfigError("--lanes: PyTorch checkpoints take one batch at a time; give ONNX files")
-
-    from maskcls.classifier import TorchClassifier, find_checkpoints
-    from maskcls.training.engines import resolve_device
-
-    return TorchClassifier(find_checkpoints(paths), resolve_device(provider, "--provider"))
 
 
 def _from_environment(flag: str, variable: str) -> list[Path]:

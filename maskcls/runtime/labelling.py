@@ -6,11 +6,11 @@ import hashlib
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,8 @@ from maskcls.provenance import Provenance, fingerprint, write_provenance
 from maskcls.runtime.engines import Engine
 from maskcls.runtime.parts import Parts, only_job
 from maskcls.runtime.sources import Source
+
+Item = TypeVar("Item")
 
 PART = 512
 """Pictures per part, at least: what a killed job loses at most, and what is in memory of its rows.
@@ -180,14 +182,21 @@ def decoded_batches(
     workers: int,
     known: frozenset[int] | None,
 ) -> Iterator[list[Decoded]]:
+    """Batches in order; see `ahead`."""
+    return ahead(lambda source: load(source, specs, known), sources, batch_size, workers)
+
+
+def ahead(
+    decode: Callable[[Item], Decoded], items: Sequence[Item], batch_size: int, workers: int
+) -> Iterator[list[Decoded]]:
     """Batches in order; the next ones are decoded while the caller works on the present one, and
     never more than three are in memory."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[list[Future[Decoded]]] = []
         try:
-            for start in range(0, len(sources), batch_size):
-                part = sources[start : start + batch_size]
-                waiting.append([pool.submit(load, source, specs, known) for source in part])
+            for start in range(0, len(items), batch_size):
+                part = items[start : start + batch_size]
+                waiting.append([pool.submit(decode, item) for item in part])
                 if len(waiting) == 3:
                     yield [future.result() for future in waiting.pop(0)]
             while waiting:
@@ -250,7 +259,7 @@ def _predict_good(engine: Engine, batch: Sequence[Decoded]) -> np.ndarray:
 
 
 def decode_for(
-    content: bytes, name: Path, specs: Sequence[PreprocessSpec | None]
+    content: bytes, name: str | Path, specs: Sequence[PreprocessSpec | None]
 ) -> tuple[np.ndarray, ...]:
     """A picture file's content → what each input of an engine is fed.
 

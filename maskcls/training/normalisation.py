@@ -17,7 +17,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        assert self.momentum is not None  # None asks for the mean over all steps
+        # Otherwise there are no running averages, or they are means over all steps.
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        output: Tensor
         output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
@@ -61,7 +64,7 @@ class _Normalise(torch.autograd.Function):
         return output, mean, variance, total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, total = ctx.saved_tensors
         # As if mean and variance were constant; then what the output owes to them.

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from maskcls.errors import MaskclsError, TrainingError
+from maskcls.launch import process_number, processes_started
 from maskcls.training.normalisation import share_statistics
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ def joined() -> Iterator[None]:
     Only the first shows messages and progress bars. Where one fails, it says why, and the others
     end without a word: what fails in all of them is said once.
     """
-    if _started() == 1:
+    if processes_started() == 1:
         yield
         return
     failures = _failures()
     try:
         with ExitStack() as stack:
-            if int(os.environ["RANK"]) > 0:
+            if process_number() > 0:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
@@ -78,7 +79,7 @@ def connect(device: torch.device) -> torch.device:
     Raises:
         TrainingError: one device for several processes, or fewer than processes.
     """
-    if _started() == 1 or dist.is_initialized():
+    if processes_started() == 1 or dist.is_initialized():
         return device
     if device.type == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # idist takes a GPU wherever it sees one
@@ -162,11 +163,6 @@ def check_pieces(model: nn.Module, smallest: int, parts: int) -> None:
             "normalisation needs a picture for each; take a larger --batch-size, a smaller "
             "--accumulate or fewer processes"
         )
-
-
-def _started() -> int:
-    """How many processes torchrun has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _failures() -> Store | None:
