@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
@@ -58,6 +59,7 @@ def joined() -> Iterator[None]:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
+            signal.signal(signal.SIGTERM, _end)
             yield
     except BaseException as error:
         # The process group stays: to leave it in order would take those that are gone.
@@ -163,6 +165,11 @@ def check_pieces(model: nn.Module, smallest: int, parts: int) -> None:
             "normalisation needs a picture for each; take a larger --batch-size, a smaller "
             "--accumulate or fewer processes"
         )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Without a word: torchrun, which sends SIGTERM when one has failed, has its own."""
+    raise SystemExit(128 + number)
 
 
 def _failures() -> Store | None:

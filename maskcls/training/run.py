@@ -278,6 +278,8 @@ class _Session:
         )
         if config.weights == "none":
             shorten_memory(model)
+        batches = EpochBatches(len(data.train), config.batch_size, config.seed)
+        check_pieces(model, batches.smallest, config.accumulate)
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
         self.counts = torch.bincount(
@@ -353,8 +355,6 @@ class _Session:
         train_loader = training_loader(
             data.train, config.batch_size, config.seed, config.sampling, share
         )
-        batches: EpochBatches = train_loader.batch_sampler  # type: ignore[assignment]
-        check_pieces(model, batches.smallest, config.accumulate)
         trained = share_gradients(model)
         whole = Share(share.process, share.processes)
         val_loader = validation_loader(data.val, config.batch_size * 2, whole)

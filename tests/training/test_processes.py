@@ -216,6 +216,7 @@ def test_an_error_of_all_is_said_once(
     [line] = own_lines(done.err)
     assert line.startswith("error: ") and message in line
     assert f"exitcode  : {code}" in done.err  # torchrun's report of the first that failed
+    assert not list(tmp_path.glob("runs/*/*"))
 
 
 @pytest.mark.parametrize(
