@@ -2,10 +2,10 @@
 
     python tests/training/process_server.py
 
-One JSON object a line on stdin: {"processes": n, "options": of maskcls-train, "events": [[name,
-process, step], ...], "pictures": of a batch that they share instead, or 0, "out": file, "err":
-file}; one a line on stdout, the exit status. The agent is torchrun's own, and so are what it sets
-for its processes and how it ends them.
+One JSON object a line on stdin: {"processes": n, "options": of maskcls-train, or keywords of
+maskcls.train, "events": [[name, process, step], ...], "pictures": of a batch that they share
+instead, or 0, "out": file, "err": file}; one a line on stdout, the exit status. The agent is
+torchrun's own, and so are what it sets for its processes and how it ends them.
 
 An event is what happens in a process before a step: the signal of that name; with `ENOSPC` the
 first file that it writes from there on finds a full disk; with `MEMORY` it has none.
@@ -33,6 +33,7 @@ from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import maskcls
 from maskcls.commands.train import main
 from maskcls.data.loaders import Share
 from maskcls.training import handlers
@@ -63,9 +64,9 @@ def confusion_figure(matrix: np.ndarray, *_: object) -> Figure:
     return Figure((1, 1), dpi=8)
 
 
-def train(options: Sequence[str], events: Sequence[Event]) -> None:
-    """One process: `maskcls-train` without dropout, whose masks are each process's own, and with
-    small figures."""
+def train(options: Sequence[str] | dict[str, Any], events: Sequence[Event]) -> None:
+    """One process: `maskcls-train`, or `maskcls.train`, without dropout, whose masks are each
+    process's own, and with small figures."""
     nn.Dropout.forward = lambda self, images: images  # type: ignore[assignment]
     handlers.grid_image = lambda *_: Figure((1, 1), dpi=8)
     handlers.confusion_figure = confusion_figure
@@ -78,7 +79,12 @@ def train(options: Sequence[str], events: Sequence[Event]) -> None:
         real(seed, iteration)
 
     handlers.seed_step = seed_step
-    code = main(options)
+    if isinstance(options, dict):
+        results = maskcls.train(**options)
+        assert all((result.folder / "report.html").is_file() for result in results.values())
+        code = 0
+    else:
+        code = main(options)
     sys.stdout.flush()
     if code:
         raise SystemExit(code)

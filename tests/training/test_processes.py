@@ -108,11 +108,13 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def start(server: subprocess.Popen[str], data: Path, tmp_path: Path) -> Start:
-    """`start(processes, *options, events=(), **settings)` trains on the server."""
+    """`start(processes, *options, events=(), **settings)` trains on the server, with the command;
+    with `keywords` it is the function."""
 
     def run(
         processes: int,
         *options: str,
+        keywords: dict[str, Any] | None = None,
         events: tuple[Any, ...] = (),
         pictures: int = 0,
         **settings: Any,
@@ -120,7 +122,7 @@ def start(server: subprocess.Popen[str], data: Path, tmp_path: Path) -> Start:
         if "--resume" not in options:
             options = (*options_of(data, tmp_path, **settings), *options)
         files = {name: str(tmp_path / name) for name in ("out", "err")}
-        request = {"processes": processes, "options": options, "events": events}
+        request = {"processes": processes, "options": keywords or options, "events": events}
         request |= {"pictures": pictures, **files}
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
@@ -192,6 +194,17 @@ def test_several_processes_train_as_one(start: Start, tmp_path: Path, case: str)
     assert "Traceback" not in together.err
 
 
+def test_the_function_does_the_same(start: Start, data: Path, tmp_path: Path) -> None:
+    keywords = {"data_dir": str(data / "train"), "task": "age"}
+    settings = SMALL | {"model_dir": str(tmp_path / "runs"), "cache": str(data.parent / "cache")}
+    together = start(2, keywords=keywords | settings)
+    assert together.code == 0, together.err
+    alone = start(1)
+    runs = tmp_path / "runs" / "age"
+    assert_close(runs / "exp", runs / "exp2")
+    assert together.out.count(" epoch ") == alone.out.count(" epoch ") > 0
+
+
 @pytest.mark.parametrize(("processes", "pictures"), [(2, 9), (3, 11), (3, 3)])
 def test_batch_normalisation_is_over_all_pictures(
     start: Start, processes: int, pictures: int
@@ -206,6 +219,7 @@ def test_batch_normalisation_is_over_all_pictures(
         ({"batch_size": 0}, 2, "batch_size 0: must be 2 or more"),
         ({"data_dir": ["nowhere"]}, 1, "nowhere"),
         ({"model": "resnet18", "batch_size": 2}, 1, "needs a picture for each"),
+        ({"folds": 3}, 2, "--folds without --fold cannot be shared by the 3 processes"),
     ],
 )
 def test_an_error_of_all_is_said_once(
