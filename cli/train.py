@@ -6,6 +6,7 @@
     python cli/train.py --task mask_gender --data-dir data/train --model-dir runs --config my.yaml
     python cli/train.py --task all --data-dir data/train --model-dir runs --folds 5 --name folds
     python cli/train.py --resume runs/age/NAME             # goes on where that run stopped
+    torchrun --standalone --nproc_per_node=2 cli/train.py --task age --data-dir data/train
     SM_CHANNEL_TRAIN=data/train SM_MODEL_DIR=runs python cli/train.py --task all
 
 Writes MODEL_DIR/<task>/<name>/ with config.yaml, split.csv, last.pt, best.pt, metrics.csv.

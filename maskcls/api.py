@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from maskcls.config import TrainConfig, read_yaml, resolve
 from maskcls.errors import ConfigError, unknown
 from maskcls.labels import BRANCHES, TASKS
+from maskcls.launch import process_number
 
 if TYPE_CHECKING:
     from maskcls.onnx import ExportResult
@@ -43,7 +44,8 @@ def train(
     `data_dir`: one folder, or several. `task`: `all`, which is `mask_gender` and then `age`, or one
     task. `settings`: the fields of `maskcls.config.TrainConfig`, which are the options of
     `maskcls-train` with `_` for `-`; what is not given comes from `config`, a YAML file, and then
-    from the preset that fits. `say` is given a line at a time.
+    from the preset that fits. `say` is given a line at a time; of several processes of torchrun,
+    which train together, that of the first.
 
     Returns:
         Task → its run folder and its best score.
@@ -68,6 +70,8 @@ def train(
 
     from maskcls.training import choose_config, train
 
+    if process_number() > 0:
+        say = _nothing
     results: dict[str, RunResult] = {}
     before: tuple[TrainConfig, Path] | None = None
     for name in tasks:
@@ -181,6 +185,10 @@ def open_engine(paths: Sequence[Path], provider: str, lanes: int = 1) -> Engine:
 def _paths(model: StrPath | Sequence[StrPath]) -> list[Path]:
     paths = [model] if isinstance(model, str | os.PathLike) else model
     return [Path(path) for path in paths]
+
+
+def _nothing(line: str) -> None:
+    """Says nothing."""
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ from torchvision.models import get_model_weights
 from maskcls.checkpoints import digest_path, load_plain, open_checkpoint
 from maskcls.config import WEIGHT_NAMES
 from maskcls.errors import ConfigError, WeightsError, unknown
+from maskcls.files import locked
 from maskcls.manifest import Manifest
 from maskcls.models import load_weights
 
@@ -63,9 +64,11 @@ def fetch_imagenet(model: str) -> Path:
     digest = file.stem.rpartition("-")[2]
     before = socket.getdefaulttimeout()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none and would wait for ever
-        torch.hub.download_url_to_file(url, str(file), digest)
+        # Of two processes one downloads, and the other finds the file.
+        with locked(folder / f"{file.name}.lock", lambda: None):
+            if not file.is_file():
+                socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none and would wait for ever
+                torch.hub.download_url_to_file(url, str(file), digest)
     except (URLError, HTTPException, OSError, RuntimeError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection

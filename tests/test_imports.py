@@ -132,7 +132,7 @@ def test_lint_lets_the_others_import_torch() -> None:
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"", "labels", "preprocessing", "images", "manifest", "config", "errors"}  # "": maskcls
-        | {"files", "folds", "provenance"}
+        | {"files", "folds", "launch", "provenance"}
     ),
     frozenset({"data", "models", "convolutions", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),

@@ -73,9 +73,9 @@ def program(command: str) -> str:
 
 def script(command: str) -> str:
     """The same → `train`; empty for another program."""
-    if Path(program(command)).name != "python":
+    if Path(program(command)).name not in ("python", "torchrun"):
         return ""
-    found = re.search(r"\bpython (?:cli|export)/(\w+)\.py\b", command)
+    found = re.search(r"\b(?:python|torchrun) (?:--\S+ )*(?:cli|export)/(\w+)\.py\b", command)
     assert found, f"{command}: not a script of cli/ or export/"
     return found[1]
 
@@ -278,7 +278,8 @@ def test_options_exist() -> None:
     for name, page in PAGES.items():
         for command in commands(page):
             if script(command):
-                assert options_in(command) <= known[script(command)], command
+                own = re.split(r" (?:cli|export)/", command)[1]  # without those of torchrun
+                assert options_in(own) <= known[script(command)], command
         spans = {option for span in code(page) for option in options_in(span)}
         assert spans <= everything, name
     assert any("--allow-seen" in code(page) for page in PAGES.values())

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import ParamSpec
 
 from maskcls.errors import MaskclsError, MissingExtraError
+from maskcls.launch import processes_started
 
 P = ParamSpec("P")
 
@@ -97,6 +98,23 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
             if error.errno in FILE_ERRORS and error.filename is not None:
                 return _fail(f"{error.filename}: {error.strerror}", 1)
             raise
+
+    return run
+
+
+def as_one(main: Callable[P, int]) -> Callable[P, int]:
+    """Decorates the `main` of a command that torchrun may start several times at once: what they
+    say, they say once. See `maskcls.training.processes.joined`.
+    """
+
+    @wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        if processes_started() == 1:
+            return main(*args, **kwargs)
+        from maskcls.training.processes import joined
+
+        with joined():
+            return main(*args, **kwargs)
 
     return run
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import guarded
+from maskcls.commands._run import as_one, guarded
 from maskcls.commands.train import add_settings, check_values, default_places
 from maskcls.config import file_values, read_yaml
 from maskcls.errors import ConfigError, StudyError, unknown
 from maskcls.labels import TASKS
+from maskcls.launch import refuse_several
 from maskcls.search.folder import (
     PRUNER_NAMES,
     StudyFolder,
@@ -90,9 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 @guarded
+@as_one
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = vars(build_parser().parse_args(argv))
+    refuse_several("a search")
     study, trials, minutes, space, pruner, only_best, task, file = (
         args.pop(name)
         for name in (

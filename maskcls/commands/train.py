@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import env_default, env_help, guarded, offer
+from maskcls.commands._run import as_one, env_default, env_help, guarded, offer
 from maskcls.config import (
     CLASS_WEIGHT_NAMES,
     CRITERION_NAMES,
@@ -28,6 +28,7 @@ from maskcls.config import (
 from maskcls.errors import ConfigError, unknown
 from maskcls.folds import FOLDS_FILE, is_group
 from maskcls.labels import BRANCHES, TASKS
+from maskcls.launch import refuse_several
 
 ALL = "all"
 SAMPLE_DIR = Path("runs") / "sample"
@@ -133,6 +134,7 @@ def add_settings(
 
 
 @guarded
+@as_one
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = vars(build_parser().parse_args(argv))
@@ -149,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(unknown("task", str(task), (*TASKS, ALL)))
     tasks = BRANCHES if task == ALL else (task,)
     for name in tasks:  # all of it is checked before the first hour of training
-        check_values(name, values, flags, file)
+        if check_values(name, values, flags, file).all_folds:
+            refuse_several("--folds without --fold")
     given = {name: file_values(values, name) | flags for name in tasks}
     places = default_places(all(given[name].get("data_dir") for name in tasks))
 
@@ -217,13 +220,14 @@ def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = No
 
 def check_values(
     task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None
-) -> None:
-    """
+) -> TrainConfig:
+    """The config on the preset from scratch.
+
     Raises:
         ConfigError: a value that does not fit; names the file where the file brought it.
     """
     try:
-        resolve(task, "scratch", values, flags)
+        return resolve(task, "scratch", values, flags)
     except ConfigError as error:
         resolve(task, "scratch", flags=flags)  # raises where the file is not to blame
         raise ConfigError(f"{file}: {error}") from None
@@ -258,11 +262,13 @@ def default_places(has_data: bool) -> dict[str, Any]:
         places["data_dir"] = (str(data),)
     elif not has_data:
         from maskcls.data.sample import ensure_sample
+        from maskcls.files import locked
 
         data = SAMPLE_DIR / "data"
         print(f"no --data-dir: training on the built-in sample of drawn faces in {data}")
         places = {"model_dir": str(SAMPLE_DIR)} | places
-        places["data_dir"] = (str(ensure_sample(data) / "train"),)
+        with locked(SAMPLE_DIR / ".lock", lambda: print(f"waiting for {data} to be drawn")):
+            places["data_dir"] = (str(ensure_sample(data) / "train"),)
     return places
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,10 +14,42 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from maskcls.data.datasets import Item
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Pixels uint8 (B, H, W, 3), classes (B,), indices (B,)."""
+"""Pixels uint8 (B, H, W, 3), classes (B,), indices (B,). Where several processes share a batch,
+each has the pixels of its own rows, and the classes and indices of all."""
 
 SAMPLING_POWERS = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 """A picture is drawn in proportion to its class's frequency to the minus this."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this process computes of each batch: all of it, unless several share it.
+
+    A batch is computed in `parts`, one after the other, and of each part every process has a piece.
+    Parts and pieces are as even as whole pictures allow, and each row is in one of them: so a batch
+    is the same pictures, in the same parts, for any number of processes.
+    """
+
+    process: int = 0
+    processes: int = 1
+    parts: int = 1  # at most; none has fewer than two pictures
+
+    def pieces(self, count: int) -> list[list[np.ndarray]]:
+        """Part → process → rows of a batch of `count`."""
+        parts = min(self.parts, max(1, count // 2))
+        return [
+            np.array_split(part, self.processes) for part in np.array_split(np.arange(count), parts)
+        ]
+
+    def rows(self, count: int) -> np.ndarray:
+        """The own rows, part by part. Where there are none it is row 0, so that the process has
+        something to take part with; nobody counts what it answers."""
+        own = np.concatenate([part[self.process] for part in self.pieces(count)])
+        return own if len(own) else np.zeros(1, dtype=np.int64)
+
+    def sizes(self, count: int) -> list[list[int]]:
+        """Part → process → how many rows it really has."""
+        return [[len(rows) for rows in part] for part in self.pieces(count)]
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -43,6 +76,7 @@ class EpochBatches(Sampler[list[int]]):
     ) -> None:
         self.size = size
         self.batches = max(1, min(math.ceil(size / batch_size), size // 2))
+        self.smallest = size // self.batches  # pictures of the smallest batch
         self.seed = seed
         self.classes = classes
         self.power = power
@@ -74,41 +108,58 @@ class EpochBatches(Sampler[list[int]]):
         return np.concatenate(draws)
 
 
-class _Drawn(Dataset[Item]):
-    """Pictures at positions of `EpochBatches`.
+class _Shared(Dataset[Item]):
+    """Pictures at positions of `EpochBatches`, of which a process loads its own.
 
     Random numbers are keyed on a picture's index. So that one which an epoch holds several times
     is not the same several times, its index is that of the data set + k * the data set's size.
     """
 
-    def __init__(self, pictures: Subset[Item]) -> None:
+    def __init__(self, pictures: Subset[Item], share: Share) -> None:
         self.pictures = pictures
+        self.share = share
+
+    def __len__(self) -> int:
+        return len(self.pictures)
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
-        times, own = np.divmod(positions, len(self.pictures))
-        batch: Batch = self.pictures.__getitems__(own.tolist())  # type: ignore[assignment]
-        again = torch.from_numpy(times) * len(self.pictures.dataset)  # type: ignore[arg-type]
-        return batch[0], batch[1], batch[2] + again
+        times, members = np.divmod(positions, len(self.pictures))
+        own = members[self.share.rows(len(members))]
+        pixels: Tensor = self.pictures.__getitems__(own.tolist())[0]  # type: ignore[assignment]
+        dataset = self.pictures.dataset
+        indices = np.asarray(self.pictures.indices)[members]
+        classes = torch.from_numpy(dataset.labels[indices])  # type: ignore[attr-defined]
+        again = times * len(dataset)  # type: ignore[arg-type]
+        return pixels, classes, torch.from_numpy(indices + again)
 
 
 def training_loader(
-    pictures: Subset[Item], batch_size: int, seed: int, sampling: str = "none"
+    pictures: Subset[Item],
+    batch_size: int,
+    seed: int,
+    sampling: str = "none",
+    share: Share | None = None,
 ) -> DataLoader[Batch]:
     """Shuffled batches; set `epoch` and `start` of `loader.batch_sampler` before each epoch.
 
     `sampling`: a key of `SAMPLING_POWERS`; see `EpochBatches`. A batch's indices say which pictures
-    of the data set they are, modulo its size.
+    of the data set they are, modulo its size. `share`: by default all of each batch.
 
     No worker processes: with the pixels in the cache a batch is one gathering from memory.
     """
     power = SAMPLING_POWERS[sampling]
     labels = pictures.dataset.labels[pictures.indices] if power else None  # type: ignore[attr-defined]
     sampler = EpochBatches(len(pictures), batch_size, seed, labels, power)
-    return DataLoader(_Drawn(pictures), batch_sampler=sampler, collate_fn=_as_is)  # type: ignore[arg-type]
+    drawn = _Shared(pictures, share or Share())
+    return DataLoader(drawn, batch_sampler=sampler, collate_fn=_as_is)  # type: ignore[arg-type]
 
 
-def validation_loader(pictures: Subset[Item], batch_size: int) -> DataLoader[Batch]:
-    """Each picture once, in order."""
+def validation_loader(
+    pictures: Subset[Item], batch_size: int, share: Share | None = None
+) -> DataLoader[Batch]:
+    """Each picture once, in order. `share`: by default all of each batch."""
+    if share is not None:
+        return DataLoader(_Shared(pictures, share), batch_size=batch_size, collate_fn=_as_is)  # type: ignore[arg-type]
     return DataLoader(pictures, batch_size=batch_size, collate_fn=_as_is)  # type: ignore[arg-type]
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from maskcls.data.augmentation import BaseAugmentation
-from maskcls.data.loaders import Batch
+from maskcls.data.loaders import Batch, Share
 from maskcls.data.mixing import Mixing
 from maskcls.errors import TrainingError
 from maskcls.models import predict_logits
+from maskcls.training.processes import gather
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,17 @@ def create_trainer(
     device: torch.device,
     precision: Precision,
     scaler: torch.amp.GradScaler,
-    accumulate: int,
+    share: Share,
     clip_norm: float,
     soft_targets: Tensor | None = None,
     mixing: Mixing | None = None,
     say: Callable[[str], None] = print,
 ) -> Engine:
-    """An engine whose iteration is one optimiser step on one batch, in `accumulate` parts.
+    """An engine whose iteration is one optimiser step on one batch, in the parts of `share`.
 
     Where the memory does not suffice, there are twice as many parts from then on, which is said;
-    the step is still that of the whole batch.
+    the step is still that of the whole batch. Several processes that share batches (`model` is then
+    what `share_gradients` answers) load theirs in the parts that they began with.
 
     `soft_targets`: shares (N, C) of all pictures of the data set, taken instead of their classes;
     a batch's indices count modulo N. `mixing` needs them.
@@ -103,54 +106,71 @@ def create_trainer(
     Its output: {"loss": float, "images": batch size}.
 
     Raises (from the step):
-        TrainingError: the loss is NaN or infinite, or the memory does not suffice for two pictures;
-            the weights are still those before the step.
+        TrainingError: the loss is NaN or infinite, or the memory does not suffice for two pictures,
+            or for a share; the weights are still those before the step.
     """
 
-    parts = accumulate
+    alone = share.processes == 1
 
-    def accumulated_loss(images: Tensor, target: Tensor, count: int) -> float:
-        """Leaves the gradient of the mean loss of a batch in the parameters."""
+    def accumulated_loss(images: Tensor, target: Tensor) -> float:
+        """Leaves the gradient of the mean loss of a batch in the parameters. images: own rows."""
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
-        for x, y in zip(images.tensor_split(count), target.tensor_split(count), strict=True):
-            with precision.autocast():
-                logits = model(x)
-            loss = criterion(logits.float(), y) * (len(y) / len(target))
-            scaler.scale(loss).backward()
+        sizes = share.sizes(len(target))
+        done = 0
+        for part, y in zip(sizes, torch.split(target, [sum(part) for part in sizes]), strict=True):
+            own = part[share.process]
+            x = images[done : done + own] if own else images[:1]
+            done += own
+            # Gradients are exchanged once, with those of the last part.
+            waits = isinstance(model, DistributedDataParallel) and part is not sizes[-1]
+            with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with precision.autocast():
+                    logits = model(x)
+                # All processes have the loss of the whole part, and each its own rows' gradient.
+                loss = criterion(gather(logits.float(), part), y) * (len(y) / len(target))
+                scaler.scale(loss * share.processes).backward()  # their mean is then the sum
             total += loss.detach()
         return float(total)
 
     def step(engine: Engine, batch: Batch) -> dict[str, float]:
-        nonlocal parts
+        nonlocal share
         model.train()
         pixels, target, indices = batch
         epoch = engine.state.epoch
-        images = augmentation(pixels.to(device, non_blocking=True), indices.tolist(), epoch)
+        rows = torch.from_numpy(share.rows(len(indices)))
+        images = augmentation(pixels.to(device, non_blocking=True), indices[rows].tolist(), epoch)
         if soft_targets is not None:
             target = soft_targets[indices % len(soft_targets)]
         target = target.to(device, non_blocking=True)
-        if mixing is not None:
-            images, target = mixing(images, target, indices.tolist(), epoch)
+        if mixing is not None:  # partners may be another process's
+            whole = images if alone else _gather_batch(images, share, len(target))
+            mixed, target = mixing(whole, target, indices.tolist(), epoch)
+            images = mixed if alone else mixed[rows.to(device)]
         images = images.contiguous(memory_format=torch.channels_last)
         most = max(1, len(target) // 2)  # batch normalisation cannot train on one picture
         while True:
             try:
-                value = accumulated_loss(images, target, min(parts, most))
+                value = accumulated_loss(images, target)
                 break
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
             # Outside of the except clause, whose error holds what was allocated.
-            if parts >= most:
+            if not alone:  # the others have computed on, and wait for this part
+                raise TrainingError(
+                    f"out of memory; --accumulate {2 * share.parts} computes smaller parts of a "
+                    "batch"
+                )
+            if share.parts >= most:
                 raise TrainingError(
                     f"out of memory with {len(target) // most} pictures at a time; take a smaller "
                     "--height, --width or --model"
                 )
-            parts = min(parts * 2, most)
+            share = replace(share, parts=min(share.parts * 2, most))
             say(
-                f"out of memory: batches of {len(target)} are computed in {parts} parts from here "
-                f"on; --accumulate {parts} does so from the start"
+                f"out of memory: batches of {len(target)} are computed in {share.parts} parts from "
+                f"here on; --accumulate {share.parts} does so from the start"
             )
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -169,6 +189,14 @@ def create_trainer(
     return Engine(step)
 
 
+def _gather_batch(images: Tensor, share: Share, count: int) -> Tensor:
+    """Own pictures (rows, 3, H, W) → those of the whole batch (count, 3, H, W), in its order."""
+    sizes = share.sizes(count)
+    own = [part[share.process] for part in sizes]
+    pieces = torch.split(images[: sum(own)], own)
+    return torch.cat([gather(piece, part) for piece, part in zip(pieces, sizes, strict=True)])
+
+
 def _out_of_memory(error: RuntimeError) -> bool:
     # CUDA has a class for it; the CPU's allocator has only its words.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -181,17 +209,23 @@ def create_evaluator(
     device: torch.device,
     precision: Precision,
     tta: str = "none",
+    share: Share | None = None,
 ) -> Engine:
-    """An engine that answers {"logits": (B, C), "target": (B,), "indices": (B,)} for a batch."""
+    """An engine that answers {"logits": (B, C), "target": (B,), "indices": (B,)} for a batch: of
+    all its pictures, also where this process computes but a `share` of them.
+    """
+    own = share or Share()
 
     @torch.inference_mode()
     def step(engine: Engine, batch: Batch) -> dict[str, Tensor]:
         model.eval()
         pixels, target, indices = batch
-        images = plain(pixels.to(device, non_blocking=True), indices.tolist())
+        images = plain(pixels.to(device, non_blocking=True))
         with precision.autocast():
             images = images.contiguous(memory_format=torch.channels_last)
             logits = predict_logits(model, images, tta)
+        [sizes] = own.sizes(len(target))
+        logits = gather(logits, sizes)
         return {"logits": logits, "target": target.to(device), "indices": indices}
 
     return Engine(step)

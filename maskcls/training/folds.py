@@ -20,6 +20,7 @@ from maskcls.folds import (
     read_group,
     write_group,
 )
+from maskcls.launch import refuse_several
 from maskcls.training.paths import increment_path
 from maskcls.training.run import (
     RunResult,
@@ -32,7 +33,12 @@ from maskcls.training.run import (
 
 
 def start_group(config: TrainConfig) -> Path:
-    """A new group, of which nothing is trained yet. `config` names `folds` and no `fold`."""
+    """A new group, of which nothing is trained yet. `config` names `folds` and no `fold`.
+
+    Raises:
+        ConfigError: several processes of torchrun.
+    """
+    refuse_several("a group of folds")
     group = increment_path(Path(config.model_dir) / config.task / config.name)
     write_group(group, dataclasses.replace(config, name=group.name))
     return group
@@ -63,7 +69,9 @@ def train_group(
         MaskclsError: as `train` and `resume`.
         CheckpointError: not a group, or another config; the fold of another group that one starts
             from is not finished.
+        ConfigError: several processes of torchrun.
     """
+    refuse_several("a group of folds")
     config = read_group(group)
     changes = changes or {}
     wanted = with_changes(config, changes)

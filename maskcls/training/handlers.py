@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -29,6 +30,7 @@ from maskcls.labels import Task
 from maskcls.training.calibration import ValidationCalibration
 from maskcls.training.figures import grid_image
 from maskcls.training.interruption import Interruption
+from maskcls.training.processes import is_first
 from maskcls.training.schedule import Schedule, get_lr
 from maskcls.training.seeding import seed_step
 from maskcls.training.trackers import Trackers
@@ -41,13 +43,16 @@ MISTAKES = 16  # shown in the trackers' grid
 
 @dataclass
 class History:
-    """The rows of `metrics.csv`. They hold no times, so equal trainings leave equal files."""
+    """The rows of `metrics.csv`, which the first process writes. They hold no times, so equal
+    trainings leave equal files."""
 
     path: Path
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
+        if not is_first():
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
         writer.writeheader()
@@ -82,7 +87,8 @@ class EpochLoss:
 
 @dataclass
 class CheckpointFolder:
-    """Ignite's save handler: our files, with the manifest in them and the previous save kept."""
+    """Ignite's save handler: our files, with the manifest in them and the previous save kept. The
+    first process writes them; the others remember that it did."""
 
     folder: Path
     extra: Callable[[], dict[str, Any]]  # what goes into the file besides the states
@@ -93,7 +99,8 @@ class CheckpointFolder:
         filename: str,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        save_checkpoint({**checkpoint, **self.extra()}, self.folder / filename)
+        if is_first():
+            save_checkpoint({**checkpoint, **self.extra()}, self.folder / filename)
 
     def remove(self, filename: str) -> None:
         """Nothing: `save_checkpoint` keeps the file until the next one is whole."""
@@ -288,13 +295,15 @@ def setup_handlers(
     @trainer.on(Events.ITERATION_COMPLETED)
     def stop_in_an_epoch(engine: Engine) -> None:
         # An epoch whose steps are all done ends first: what follows them would be left out.
-        if interruption.signal is not None and engine.state.iteration % len(train_loader):
+        if engine.state.iteration % len(train_loader) and interruption.asked():
             last(engine)
+            idist.barrier()  # torchrun ends those that are left when one has gone
             interruption.end()
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def stop_between_epochs(engine: Engine) -> None:
-        if interruption.signal is not None and engine.state.epoch < config.epochs:
+        if engine.state.epoch < config.epochs and interruption.asked():
+            idist.barrier()
             interruption.end()
 
     if epoch_ended is not None:

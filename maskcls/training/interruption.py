@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+import ignite.distributed as idist
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,6 +39,14 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def asked(self) -> bool:
+        """Whether to save and end. Where several processes train, a signal to one of them is one to
+        all, so that they end after the same step."""
+        told = int(idist.all_reduce(self.signal or 0, "MAX"))
+        if told:  # else leave what may have come in this moment
+            self.signal = told
+        return told > 0
 
     def end(self) -> NoReturn:
         """Ends as the signal would have: `KeyboardInterrupt`, or `SystemExit` with the code of a

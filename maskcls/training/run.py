@@ -10,11 +10,13 @@ import dataclasses
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.handlers import Checkpoint, EMAHandler
@@ -27,7 +29,7 @@ from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, 
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
-from maskcls.data.loaders import Batch, training_loader, validation_loader
+from maskcls.data.loaders import Batch, EpochBatches, Share, training_loader, validation_loader
 from maskcls.data.mixing import Mixing
 from maskcls.data.splits import Split, encode_table, read_split, split_hash
 from maskcls.data.targets import (
@@ -74,6 +76,13 @@ from maskcls.training.handlers import EpochEnded, setup_handlers
 from maskcls.training.interruption import Interruption
 from maskcls.training.metrics import attach_metrics
 from maskcls.training.paths import increment_path
+from maskcls.training.processes import (
+    check_pieces,
+    connect,
+    is_first,
+    on_first,
+    share_gradients,
+)
 from maskcls.training.report import report_run
 from maskcls.training.schedule import Schedule, create_optimizer
 from maskcls.training.seeding import seed_everything
@@ -110,10 +119,11 @@ def train(
             the first epoch.
     """
     require_packages(config)
-    device = resolve_device(config.device)
+    device = connect(resolve_device(config.device))
     precision = resolve_precision(config.precision, device)
-    start = find_start(config.weights, config.model, say)
-    data = _load_data(config, say)
+    with idist.one_rank_first(local=True):  # one process of a machine downloads and decodes
+        start = find_start(config.weights, config.model, say)
+        data = _load_data(config, say)
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     # What `auto` came to is part of the run: a resumed one must not choose anew.
     config = dataclasses.replace(
@@ -129,11 +139,25 @@ def train(
         fresh = apply_start(session.model, start, config.task, keep_classifier=keep)
         note = f"; new classifier ({', '.join(fresh)})" if fresh else ""
         say(f"weights from {start}{note}")
+    settings = config.to_dict()
+
+    def begin() -> dict[str, Any]:
+        own = folder or increment_path(Path(config.model_dir) / config.task / config.name)
+        own.mkdir(parents=True, exist_ok=True)
+        write_atomic(own / "split.csv", encode_table(data.table))
+        return settings | {"folder": str(own), "split": split_hash(data.table)}
+
+    begun = on_first(begin)
+    different = [name for name in settings if settings[name] != begun[name]]
+    if different or begun["split"] != split_hash(data.table):
+        raise TrainingError(
+            f"process {idist.get_rank()} would train otherwise than the first: "
+            f"{', '.join(different) or 'other people or pictures'}. All processes need the same "
+            "data, options and kind of device"
+        )
     if folder is None:
-        folder = increment_path(Path(config.model_dir) / config.task / config.name)
+        folder = Path(begun["folder"])
         config = dataclasses.replace(config, name=folder.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "split.csv", encode_table(data.table))
     try:
         return session.run(config, folder, epoch_ended=epoch_ended, interruption=interruption)
     except TrackerError:  # before the first step
@@ -166,6 +190,7 @@ def resume(
         raise CheckpointError(f"{folder / 'config.yaml'}: {error}") from None
     wanted = with_changes(config, changes or {})
     require_packages(wanted)
+    device = connect(resolve_device(wanted.device))
     if find_checkpoint(folder / "last.pt") is None:
         raise CheckpointError(
             f"{folder}: ended before anything was saved, so there is nothing to go on from; "
@@ -183,14 +208,15 @@ def resume(
         say(f"{folder} is finished: {epoch} epochs; nothing to do")
         _tell_again(content["history"]["rows"], epoch_ended)
         return _result(content, folder, 0)
-    data = _load_data(wanted, say)
+    with idist.one_rank_first(local=True):
+        data = _load_data(wanted, say)
     if split_hash(data.table) != manifest.split_hash:
         raise CheckpointError(
             f"{folder}: was trained on other data than {', '.join(wanted.data_dir)}: "
             f"{_difference(folder / 'split.csv', data.table)}. "
             "Give the data of the run, or start a new one without --resume"
         )
-    session = _Session(wanted, data, resolve_device(wanted.device), say)
+    session = _Session(wanted, data, device, say)
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
     return session.run(wanted, folder, content, epoch_ended=epoch_ended, interruption=interruption)
@@ -252,6 +278,8 @@ class _Session:
         )
         if config.weights == "none":
             shorten_memory(model)
+        batches = EpochBatches(len(data.train), config.batch_size, config.seed)
+        check_pieces(model, batches.smallest, config.accumulate)
         self.model = channels_last(model.to(device))
         labels = torch.from_numpy(data.dataset.labels)
         self.counts = torch.bincount(
@@ -278,13 +306,15 @@ class _Session:
         def busy() -> None:
             raise TrainingError(f"{folder}: another process is training in it")
 
-        with locked(folder / ".lock", busy):
+        with locked(folder / ".lock", busy) if is_first() else nullcontext():
             # Of a resumed run, too: where its data are now; and a folder that cannot be written is
             # told before the work.
-            write_atomic(folder / "config.yaml", to_yaml(config).encode())
+            if is_first():
+                write_atomic(folder / "config.yaml", to_yaml(config).encode())
             with tracking(config, folder, self.say) as trackers:
                 result = self._run(config, folder, content, trackers, epoch_ended, interruption)
                 trackers.keep(folder)
+            idist.barrier()  # the first has written all that the others may want to read
             return result
 
     def _run(
@@ -321,8 +351,13 @@ class _Session:
             training_criterion = AuxiliaryLoss(
                 training_criterion, (own, *self.beside), config.auxiliary
             )
-        train_loader = training_loader(data.train, config.batch_size, config.seed, config.sampling)
-        val_loader = validation_loader(data.val, config.batch_size * 2)
+        share = Share(idist.get_rank(), idist.get_world_size(), config.accumulate)
+        train_loader = training_loader(
+            data.train, config.batch_size, config.seed, config.sampling, share
+        )
+        trained = share_gradients(model)
+        whole = Share(share.process, share.processes)
+        val_loader = validation_loader(data.val, config.batch_size * 2, whole)
         optimizer = create_optimizer(model, config)
         schedule = Schedule(optimizer, config, len(train_loader))
         scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
@@ -332,7 +367,7 @@ class _Session:
             else None
         )
         trainer = create_trainer(
-            model,
+            trained,
             optimizer,
             training_criterion,
             create_augmentation(
@@ -346,7 +381,7 @@ class _Session:
             device=device,
             precision=precision,
             scaler=scaler,
-            accumulate=config.accumulate,
+            share=share,
             clip_norm=config.clip_norm,
             soft_targets=self._soft_targets(config),
             mixing=self._mixing(config) if _mixes(config) else None,
@@ -358,6 +393,7 @@ class _Session:
             device=device,
             precision=precision,
             tta=config.tta,
+            share=whole,
         )
         known = self.class_weights
         if known is not None:  # a class that nobody trains on weighs 0: a mean over it alone is nan
@@ -421,10 +457,12 @@ class _Session:
             if given is None and (folder / "last.pt").is_file() and not is_group(folder.parent):
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
-        if calibration is not None:
-            best = read_checkpoint(folder / "best.pt")["manifest"]
-            self.say(f"{config.task}: {describe(Manifest.from_json(best))}")
-        self._report(config, folder, val_loader, precision)
+        if is_first():
+            if calibration is not None:
+                best = read_checkpoint(folder / "best.pt")["manifest"]
+                self.say(f"{config.task}: {describe(Manifest.from_json(best))}")
+            loader = validation_loader(data.val, config.batch_size * 2)
+            self._report(config, folder, loader, precision)
         return _result(
             {name: state.state_dict() for name, state in states.items()},
             folder,

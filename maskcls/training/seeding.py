@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 
@@ -21,7 +22,10 @@ def seed_everything(seed: int) -> None:
 
 def seed_step(seed: int, iteration: int) -> None:
     """Makes what is random inside a network (dropout, drop connect) a pure function of the
-    iteration, so that a resumed training goes on as an uninterrupted one would have.
+    iteration, so that a resumed training goes on as an uninterrupted one would have; and of the
+    process, where several share a batch, so that they do not drop the same.
     """
     # SeedSequence mixes: neighbouring sums such as seed + iteration would share streams.
-    torch.manual_seed(int(np.random.SeedSequence((seed, iteration)).generate_state(1)[0]))
+    process = idist.get_rank()
+    words = (seed, iteration, process) if process else (seed, iteration)
+    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))

@@ -33,6 +33,7 @@ from maskcls.errors import MissingExtraError, TrackerError
 from maskcls.evaluation.report import REPORT
 from maskcls.files import write_atomic
 from maskcls.training.figures import to_pixels
+from maskcls.training.processes import is_first
 
 PROJECT = "maskcls"  # where the client's variables name none
 EVERY = 20  # steps between two reports of the loss
@@ -305,7 +306,7 @@ class Trackers:
 
 @contextmanager
 def tracking(config: TrainConfig, folder: Path, say: Callable[[str], None]) -> Iterator[Trackers]:
-    """The trackers of a run, open within its block.
+    """The trackers of a run, open within its block. Of several processes the first has them.
 
     Raises:
         TrackerError: one cannot be opened, or the folder's record of them is damaged.
@@ -313,7 +314,7 @@ def tracking(config: TrainConfig, folder: Path, say: Callable[[str], None]) -> I
     trackers, finished = Trackers(say), False
     known = _read_ids(folder / IDS_FILE)
     try:
-        for name in parse_trackers(config.tracker):
+        for name in parse_trackers(config.tracker) if is_first() else ():
             found = trackers.open(name, config, folder, known.get(name))
             if found is not None and found != known.get(name):
                 known[name] = found

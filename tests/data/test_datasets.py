@@ -21,7 +21,7 @@ from maskcls.data.datasets import (
     TestDataset,
 )
 from maskcls.data.fixes import Fix
-from maskcls.data.loaders import EpochBatches, training_loader, validation_loader
+from maskcls.data.loaders import EpochBatches, Share, training_loader, validation_loader
 from maskcls.data.sample import make_sample
 from maskcls.errors import DataError, PictureError
 from maskcls.images import read_image
@@ -369,3 +369,36 @@ def test_validation_loader_is_in_order(dataset: MaskSplitByProfileDataset) -> No
     assert torch.cat([indices for _, _, indices in batches]).tolist() == list(range(5, 40))
     counts = Counter(torch.cat([labels for _, labels, _ in batches]).tolist())
     assert counts == Counter(int(dataset.labels[index]) for index in range(5, 40))
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 9))
+def test_each_row_of_a_batch_is_computed_once(count: int, processes: int, parts: int) -> None:
+    shares = [Share(process, processes, parts) for process in range(processes)]
+    alone = [rows for [rows] in Share(parts=parts).pieces(count)]
+    for own, together in zip(alone, shares[0].pieces(count), strict=True):
+        assert np.concatenate(together).tolist() == own.tolist()  # the same parts
+        assert max(map(len, together)) - min(map(len, together)) <= 1
+    assert np.concatenate(alone).tolist() == list(range(count))
+    rows = []
+    for share in shares:
+        assert share.sizes(count) == shares[0].sizes(count)
+        own = share.rows(count)
+        real = sum(part[share.process] for part in share.sizes(count))
+        assert len(own) == max(1, real)  # a process without rows has one that does not count
+        rows += own[:real].tolist()
+    assert sorted(rows) == list(range(count))
+
+
+def test_processes_load_their_own_pixels_and_all_classes(
+    dataset: MaskSplitByProfileDataset,
+) -> None:
+    pictures = dataset.split(val_ratio=0.3, seed=3)[0]
+    for make_loader in (
+        lambda share: training_loader(pictures, 9, 1, "balanced", share),
+        lambda share: validation_loader(pictures, 9, share),
+    ):
+        shares = [Share(process, 3, 2) for process in range(3)]
+        for whole, *batches in zip(*map(make_loader, (None, *shares)), strict=True):
+            for share, (pixels, labels, indices) in zip(shares, batches, strict=True):
+                assert torch.equal(labels, whole[1]) and torch.equal(indices, whole[2])
+                assert torch.equal(pixels, whole[0][share.rows(len(labels))])

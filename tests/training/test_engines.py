@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from maskcls.data.augmentation import BaseAugmentation
+from maskcls.data.loaders import Share
 from maskcls.errors import TrainingError
 from maskcls.models import create_model
 from maskcls.preprocessing import PreprocessSpec
@@ -39,7 +40,7 @@ def batches(count: int = 23, size: int = 5, classes: int = 3) -> list[tuple[torc
 def trainer_of(model: nn.Module, criterion: nn.Module | None = None, **changes: Any) -> Engine:
     values: dict[str, Any] = {
         "precision": FP32,
-        "accumulate": 1,
+        "share": Share(),
         "clip_norm": 0.0,
         "lr": 0.01,
     } | changes
@@ -105,7 +106,7 @@ def test_bf16_is_close_to_fp32() -> None:
 def test_parts_of_a_batch_add_up_to_the_batch(parts: int) -> None:
     whole, split = network(), network()
     first = trainer_of(whole)
-    second = trainer_of(split, accumulate=parts)
+    second = trainer_of(split, share=Share(parts=parts))
     first.run(batches(), max_epochs=2)
     second.run(batches(), max_epochs=2)
     assert first.state.output["loss"] == pytest.approx(second.state.output["loss"], rel=1e-4)
@@ -131,7 +132,7 @@ def test_out_of_memory_takes_smaller_parts_of_the_same_batch() -> None:
     said: list[str] = []
     data = batches(count=24, size=12)
     plain, small = network(), Small(4)
-    first = trainer_of(plain, accumulate=4)
+    first = trainer_of(plain, share=Share(parts=4))
     second = trainer_of(small, say=said.append)
     first.run(data, max_epochs=2)
     second.run(data, max_epochs=2)
