@@ -92,7 +92,8 @@ class Manifest:
         return str(self.config.get("tta", "none"))
 
     def without_places(self) -> Manifest:
-        """The same for a file that is given away: no path of this machine in it."""
+        """The same for a file that is given away: no path of this machine in it, and no folder of a
+        person: of label corrections stays what was corrected."""
         config = {
             key: value
             for key, value in self.config.items()
@@ -104,7 +105,10 @@ class Manifest:
         arguments = dict(self.model_args)
         if self.model == ENSEMBLE:
             arguments["members"] = [m.without_places().to_dict() for m in ensemble_members(self)]
-        return replace(self, config=config, model_args=arguments)
+        fixes = tuple(
+            {k: fix[k] for k in ("field", "old", "new") if k in fix} for fix in self.fixes
+        )
+        return replace(self, config=config, model_args=arguments, fixes=fixes)
 
     def to_json(self) -> str:
         """One JSON object; keys sorted, so equal manifests give equal text."""

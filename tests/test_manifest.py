@@ -142,6 +142,16 @@ def test_an_unknown_task_is_refused(task: object) -> None:
         Manifest.from_json(json.dumps(json.loads(small().to_json()) | {"task": task}))
 
 
+def test_a_file_that_is_given_away_names_no_place_and_nobody() -> None:
+    fix = {"target": "000001_male_Asian_30", "field": "age", "old": "30", "new": "31", "why": "Kim"}
+    config = {"data_dir": ["/home/kim/data"], "cache": "/home/kim", "lr": 0.1}
+    own = dataclasses.replace(small(), fixes=(fix,), config=config | {"weights": "/home/kim/w.pt"})
+    shown = own.without_places()
+    assert shown.fixes == ({"field": "age", "old": "30", "new": "31"},)
+    assert shown.config == {"lr": 0.1, "weights": "w.pt"}
+    assert not any(word in shown.to_json() for word in ("kim", "Kim", "000001"))
+
+
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "{}", "3", '"a"', "NaN", "[" * 100_000])
 def test_garbage_is_refused(text: str) -> None:
     with pytest.raises(CheckpointError):

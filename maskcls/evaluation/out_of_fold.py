@@ -267,7 +267,7 @@ def _description(found: OutOfFold) -> dict[str, Any]:
         "classes": list(found.task.class_names),
         "folds": len(manifests),
         "config": {k: v for k, v in first.config.items() if k not in ("fold", "weights")},
-        "fixes": [dict(fix) for fix in first.fixes],
+        "fixes": [dict(fix) for fix in found.manifests[0].fixes],
         "split_hashes": [manifest.split_hash for manifest in manifests],
         "calibrations": [
             None if m.calibration is None else dataclasses.asdict(m.calibration) for m in manifests
