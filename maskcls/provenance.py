@@ -24,6 +24,17 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class ShardRecord:
+    """Which part of a job a prediction file is, and what the other parts must share with it."""
+
+    number: int  # from 1
+    count: int
+    batch_size: int
+    escape_formulas: bool
+    pictures_sha256: str  # of the list of all pictures
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How a prediction file was made.
 
@@ -35,6 +46,7 @@ class Provenance:
     errors: int  # pictures that could not be read; their `ans` is empty
     seen_in_training: int | None
     models: tuple[ModelFile, ...]
+    shard: ShardRecord | None = None  # None: it is the whole job
 
     def __post_init__(self) -> None:
         for name in ("pictures", "errors", "seen_in_training"):
@@ -53,6 +65,8 @@ def provenance_path(pred_path: Path) -> Path:
 def write_provenance(pred_path: Path, provenance: Provenance) -> Path:
     """Writes the provenance beside a prediction file that is complete; returns its path."""
     values = asdict(provenance) | {"labels_sha256": _sha256(pred_path)}
+    if provenance.shard is None:
+        del values["shard"]
     text = json.dumps(values, indent=1) + "\n"  # ASCII: names that are no UTF-8 survive
     write_atomic(provenance_path(pred_path), text.encode())
     return provenance_path(pred_path)
@@ -66,7 +80,9 @@ def read_provenance(pred_path: Path) -> Provenance | None:
         values = json.loads(provenance_path(pred_path).read_text("utf-8"))
         labels_sha256 = values.pop("labels_sha256")
         models = tuple(ModelFile(**model) for model in values.pop("models"))
-        provenance = Provenance(**values, models=models)
+        shard = values.pop("shard", None)
+        record = None if shard is None else ShardRecord(**shard)
+        provenance = Provenance(**values, models=models, shard=record)
         return provenance if labels_sha256 == _sha256(pred_path) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -82,4 +98,5 @@ def fingerprint(text: str) -> int:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
