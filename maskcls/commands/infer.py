@@ -168,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         shard=args.shard,
     )
     _tell(result)
+    if args.shard:
+        print(f"this is shard {args.shard}; --merge joins all {args.shard.count} shards")
     return 0
 
 
@@ -267,8 +269,8 @@ def _batch_size(text: str) -> str | int:
 def _shard(text: str) -> Shard:
     from maskcls.runtime.shards import Shard
 
-    number, slash, count = text.partition("/")
-    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return Shard(int(number), int(count))
     raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4, 2/4, 3/4 or 4/4")
 

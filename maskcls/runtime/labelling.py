@@ -19,13 +19,7 @@ from maskcls.errors import DataError, PictureError
 from maskcls.images import content_digest, decode, decode_pixels, read_bytes
 from maskcls.labels import ATTRIBUTES, MULTI, probability_column
 from maskcls.preprocessing import PreprocessSpec
-from maskcls.provenance import (
-    ModelFile,
-    Provenance,
-    ShardRecord,
-    fingerprint,
-    write_provenance,
-)
+from maskcls.provenance import Provenance, ShardRecord, fingerprint, write_provenance
 from maskcls.runtime.engines import Engine
 from maskcls.runtime.packed import PackedPictures, import_pyarrow, pictures_digest
 from maskcls.runtime.parts import Parts, Row, only_job
@@ -94,49 +88,45 @@ def inference(
         import_pyarrow(out)  # or fail before the work, not after it
     record = None
     if shard is not None:
-        record = ShardRecord(
-            shard.number, shard.count, batch_size, escape_formulas, pictures_digest(sources)
-        )
+        digest = pictures_digest(sources)
+        record = ShardRecord(shard.number, shard.count, batch_size, escape_formulas, digest)
         sources = sources[shard.bounds(len(sources), batch_size)]
     with only_job(out):
-        key = job_key(engine.models, sources, batch_size, probabilities)
-        parts = Parts(out, key, resume=resume)
+        parts = Parts(out, _job_key(engine, sources, batch_size, probabilities), resume=resume)
         try:
             _label_rest(engine, sources, parts, batch_size, workers, probabilities, strict)
         finally:
             if parts.done == 0 and len(sources):  # nothing to go on from
                 parts.remove()
-        return _put_together(
-            engine, len(sources), parts, out, probabilities, record, escape_formulas
-        )
+        made, errors = summed_up(engine, itertools.chain.from_iterable(parts), record)
+        if record is None and made.errors == made.pictures:
+            parts.remove()
+            raise nothing_to_read(errors)
+        columns = label_columns(probabilities) + (["error"] if errors else [])
+        write_table(out, columns, parts, escape_formulas=escape_formulas)
+        write_provenance(out, made)
+        parts.remove()
+    return LabellingResult(out, made.pictures, tuple(errors), made.seen_in_training)
 
 
-def _put_together(
-    engine: Engine,
-    pictures: int,
-    parts: Parts,
-    out: Path,
-    probabilities: bool,
-    record: ShardRecord | None,
-    escape_formulas: bool,
-) -> LabellingResult:
-    """The output from all its parts, which are removed."""
+def summed_up(
+    engine: Engine, rows: Iterable[Row], record: ShardRecord | None
+) -> tuple[Provenance, list[str]]:
+    """What finished rows come to, and the messages of those pictures that could not be read."""
+    pictures = seen = 0
     errors: list[str] = []
-    seen = 0
-    for row in parts.rows():
+    for row in rows:
+        pictures += 1
         seen += row["seen"]
         if "error" in row:
             errors.append(row["error"])
-    if record is None and len(errors) == pictures:
-        parts.remove()
-        raise DataError(f"none of {pictures} pictures can be read, first: {errors[0]}")
-    columns = label_columns(probabilities) + (["error"] if errors else [])
-    write_table(out, columns, parts, escape_formulas=escape_formulas)
     seen_in_training = None if engine.trained_on is None else seen
-    provenance = Provenance(pictures, len(errors), seen_in_training, engine.models, record)
-    write_provenance(out, provenance)
-    parts.remove()
-    return LabellingResult(out, pictures, tuple(errors), seen_in_training)
+    return Provenance(pictures, len(errors), seen_in_training, engine.models, record), errors
+
+
+def nothing_to_read(errors: Sequence[str]) -> DataError:
+    """Of a job in which every picture has an error."""
+    return DataError(f"none of {len(errors)} pictures can be read, first: {errors[0]}")
 
 
 def part_size(batch_size: int) -> int:
@@ -200,7 +190,7 @@ def labelled_batches(
         engine, sources, batch_size, workers, engine.trained_on
     ):
         answers = iter(_rows(predicted, probabilities))
-        rows = []
+        rows: list[Row] = []
         for picture in batch:
             if picture.error and strict:
                 raise PictureError(picture.error)
@@ -209,12 +199,10 @@ def labelled_batches(
         yield rows
 
 
-def job_key(
-    models: Sequence[ModelFile], sources: Pictures, batch_size: int, probabilities: bool
-) -> str:
+def _job_key(engine: Engine, sources: Pictures, batch_size: int, probabilities: bool) -> str:
     """What must be the same for a job to go on."""
     digest = hashlib.sha256()
-    options = [batch_size, probabilities, *(model.sha256 for model in models)]
+    options = [batch_size, probabilities, *(model.sha256 for model in engine.models)]
     digest.update(json.dumps(options).encode())
     digest.update(pictures_digest(sources).encode())
     if not isinstance(sources, PackedPictures):

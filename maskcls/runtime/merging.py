@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from maskcls.errors import DataError
 from maskcls.provenance import Provenance, ShardRecord, read_provenance, write_provenance
-from maskcls.runtime.labelling import LabellingResult, part_size
+from maskcls.runtime.labelling import LabellingResult, nothing_to_read, part_size
 from maskcls.runtime.tables import read_columns, read_rows, split_rows, write_table
 
 
@@ -48,9 +50,15 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
         if "error" in row
     ]
     if len(errors) == pictures:
-        raise DataError(f"none of {pictures} pictures can be read, first: {errors[0]}")
+        raise nothing_to_read(errors)
     columns = parts[0].columns + (["error"] if errors else [])
-    rows = itertools.chain.from_iterable(read_rows(part.path) for part in parts)
+    rows = tqdm(
+        itertools.chain.from_iterable(read_rows(part.path) for part in parts),
+        total=pictures,
+        desc="joining",
+        unit="img",
+        disable=None,
+    )
     write_table(out, columns, split_rows(rows, part_size(parts[0].shard.batch_size)))
     counts = [part.made.seen_in_training for part in parts]
     seen = None if None in counts else sum(count or 0 for count in counts)
@@ -77,7 +85,7 @@ def _require_alike(first: _Part, other: _Part) -> None:
     Raises:
         DataError: they are of different jobs; says in what they differ.
     """
-    kinds = {
+    kinds: dict[str, Callable[[_Part], object]] = {
         "numbers of shards": lambda part: part.shard.count,
         "lists of pictures": lambda part: part.shard.pictures_sha256,
         "models": lambda part: [(model.task, model.sha256) for model in part.made.models],

@@ -4,11 +4,12 @@ They are read from the front to the back, a few pictures in memory at a time, ho
 files are. A member that cannot be read becomes a picture with an error; a file that cannot be
 opened at all is refused before the work begins.
 
-- A tar file has the members with a picture's ending; `.json`, `.cls` and others are passed over. The
-  output calls them `a.tar/1.jpg`.
+- A tar file has the members with a picture's ending; `.json`, `.cls` and others are passed over.
+  The output calls them `a.tar/1.jpg`.
 - A Parquet table has a column of bytes, or of `{bytes, path}` as Hugging Face writes it. They are
-  called what stands in `ImageID`, `path` or that `path`, or else `a.parquet/17`, by the row's number
-  from 0. A table without such a column names files, in `ImageID` or `path`, relative to itself.
+  called what stands in `ImageID`, `path` or that `path`, or else `a.parquet/17`, by the row's
+  number from 0. A table without such a column names files, in `ImageID` or `path`, relative to
+  itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import itertools
 import json
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from maskcls.runtime.sources import (
 
 ROWS = 64
 """Of a Parquet table in memory at a time."""
+CUT = "the tar file ends in the middle of it"
+DAMAGED = "from this byte on the tar file is damaged and not read"
 
 
 class PackedFile(ABC):
@@ -65,17 +69,12 @@ class TarPictures(PackedFile):
     """
 
     def _count(self) -> int:
-        seen: set[str] = set()
         try:
-            for _, member, _ in self._members():
-                if member.name in seen:
-                    raise DataError(f"{self.path}: {member.name!r} stands twice")
-                seen.add(member.name)
+            return _count_distinct(self.path, (member.name for _, member, _ in self._members()))
         except tarfile.TarError:
             raise DataError(
                 f"{self.path}: no tar file, or a compressed one (unpack it: pictures hardly shrink)"
             ) from None
-        return len(seen)
 
     def read(self, start: int, stop: int) -> Iterator[Source]:
         for archive, member, error in itertools.islice(self._members(), start, stop):
@@ -91,23 +90,23 @@ class TarPictures(PackedFile):
     def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str]]:
         """The pictures' entries, with what keeps them from being read."""
         with self.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while True:
-                try:
-                    member = archive.next()
-                except tarfile.ReadError:  # after one that is cut off, which has been told
-                    return
-                if member is None:
-                    break
-                archive.members.clear()  # or it would remember all of them
-                name = Path(member.name)
-                if not member.isdir() and is_image_file(name) and not name.name.startswith("."):
-                    whole = member.offset_data + member.size <= self.size
-                    yield archive, member, "" if whole else "the tar file ends in the middle of it"
+            cut = picture = False
+            with suppress(tarfile.ReadError):  # damaged, or behind an entry that is cut off
+                while (member := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # or it remembers all
+                    cut = member.offset_data + member.size > self.size
+                    name = Path(member.name)
+                    picture = is_image_file(name) and not name.name.startswith(".")
+                    if picture and not member.isdir():
+                        yield (
+                            archive,
+                            member,
+                            "the tar file ends in the middle of it" if cut else "",
+                        )
             # tarfile takes a damaged entry for the end; the end is a block of zeros.
             file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                damaged = tarfile.TarInfo(f"@{archive.offset}")
-                yield archive, damaged, "from this byte on the tar file is damaged and not read"
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0") or (cut and not picture):
+                yield archive, tarfile.TarInfo(f"@{archive.offset}"), DAMAGED
 
 
 class ParquetPictures(PackedFile):
@@ -123,16 +122,20 @@ class ParquetPictures(PackedFile):
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 schema, rows = file.schema_arrow, file.metadata.num_rows
+                self._names = next((name for name in ID_COLUMNS if name in schema.names), "")
+                self._contents = next((f.name for f in schema if _holds_bytes(pyarrow, f.type)), "")
+                if self._names or self._contents:
+                    column = self._names or f"{self._contents}.path"
+                    batches = file.iter_batches(columns=[column])
+                    names = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+                    _count_distinct(self.path, map(self._name, names, itertools.count()))
+                    return int(rows)
         except (OSError, pyarrow.ArrowException) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{self.path}: cannot be read as Parquet: {reason}") from None
-        self._names = next((name for name in ID_COLUMNS if name in schema.names), "")
-        self._contents = next((f.name for f in schema if _holds_bytes(pyarrow, f.type)), "")
-        if not self._names and not self._contents:
-            raise DataError(
-                f"{self.path}: no column of bytes, and none named {' or '.join(ID_COLUMNS)}"
-            )
-        return int(rows)
+        raise DataError(
+            f"{self.path}: no column of bytes, and none named {' or '.join(ID_COLUMNS)}"
+        )
 
     def read(self, start: int, stop: int) -> Iterator[Source]:
         pyarrow = import_pyarrow(self.path)
@@ -157,15 +160,20 @@ class ParquetPictures(PackedFile):
                         yield Source(name, path, error=f"{path}: the table is damaged: {reason}")
 
     def _source(self, row: dict[str, Any], number: int) -> Source:
-        content = row[self._contents] if self._contents else None
-        name = row[self._names] if self._names else None
+        name = self._name(row, number)
+        if not self._contents:
+            return Source(name, locate(self.path.parent, name))
+        content = row[self._contents]
         if isinstance(content, dict):
-            name = name or content.get("path")
             content = content["bytes"]
-        name = str(name) if name else f"{self.path.name}/{number}"
-        if self._contents:
-            return Source(name, self.path.parent / name, content or b"")
-        return Source(name, locate(self.path.parent, name))
+        return Source(name, self.path.parent / name, content or b"")
+
+    def _name(self, row: dict[str, Any], number: int) -> str:
+        name = row[self._names] if self._names else row.get(self._contents)
+        if isinstance(name, dict):
+            name = name.get("path")
+        given = isinstance(name, str | int) and name != ""
+        return str(name) if given else f"{self.path.name}/{number}"
 
 
 class PackedPictures:
@@ -195,7 +203,12 @@ class PackedPictures:
         for file in self._files:
             start, stop = max(self._start - first, 0), min(self._stop - first, file.count)
             if start < stop:
-                yield from file.read(start, stop)
+                left = stop - start
+                for source in file.read(start, stop):
+                    yield source
+                    left -= 1
+                if left:
+                    raise DataError(f"{file.path}: has become shorter since the work began")
             first += file.count
 
     def __getitem__(self, part: slice, /) -> PackedPictures:
@@ -210,13 +223,30 @@ class PackedPictures:
         return [self._start, self._stop, *files]
 
 
+def _count_distinct(path: Path, names: Iterable[str]) -> int:
+    """
+    Raises:
+        DataError: a name stands twice.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{path}: {name!r} stands twice")
+        seen.add(name)
+    return len(seen)
+
+
 KINDS: dict[str, type[PackedFile]] = {".tar": TarPictures, ".parquet": ParquetPictures}
 
 
 def packed_files(images: Path) -> list[Path]:
     """The file, or the files in a folder, sorted, that hold pictures by their ending."""
     files = [images] if images.is_file() else sorted(images.iterdir())
-    return [file for file in files if file.suffix.lower() in KINDS and file.name[0] != "."]
+    return [
+        file
+        for file in files
+        if file.suffix.lower() in KINDS and file.is_file() and not file.name.startswith(".")
+    ]
 
 
 def open_packed(files: Sequence[Path]) -> PackedPictures:

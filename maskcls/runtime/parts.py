@@ -67,12 +67,8 @@ class Parts:
         write_atomic(self._file(self.done), lines.encode())
         self.done += 1
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, in order, a part in memory at a time."""
-        for part in self:
-            yield from part
-
     def __iter__(self) -> Iterator[list[Row]]:
+        """The rows of each part, in order, a part in memory at a time."""
         for index in range(self.done):
             lines = self._file(index).read_text("utf-8").splitlines()
             yield [json.loads(line) for line in lines]

@@ -68,7 +68,7 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All pictures below, sorted; links to folders are not followed, hidden names are passed over."""
+    """All pictures below, sorted; hidden names are passed over, links to folders not followed."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
