@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from maskcls.files import write_atomic
 
@@ -64,9 +65,7 @@ def provenance_path(pred_path: Path) -> Path:
 
 def write_provenance(pred_path: Path, provenance: Provenance) -> Path:
     """Writes the provenance beside a prediction file that is complete; returns its path."""
-    values = asdict(provenance) | {"labels_sha256": _sha256(pred_path)}
-    if provenance.shard is None:
-        del values["shard"]
+    values = to_values(provenance) | {"labels_sha256": _sha256(pred_path)}
     text = json.dumps(values, indent=1) + "\n"  # ASCII: names that are no UTF-8 survive
     write_atomic(provenance_path(pred_path), text.encode())
     return provenance_path(pred_path)
@@ -79,13 +78,28 @@ def read_provenance(pred_path: Path) -> Provenance | None:
     try:
         values = json.loads(provenance_path(pred_path).read_text("utf-8"))
         labels_sha256 = values.pop("labels_sha256")
-        models = tuple(ModelFile(**model) for model in values.pop("models"))
-        shard = values.pop("shard", None)
-        record = None if shard is None else ShardRecord(**shard)
-        provenance = Provenance(**values, models=models, shard=record)
+        provenance = from_values(values)
         return provenance if labels_sha256 == _sha256(pred_path) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def to_values(provenance: Provenance) -> dict[str, Any]:
+    """What JSON holds of it."""
+    values = asdict(provenance)
+    if provenance.shard is None:
+        del values["shard"]
+    return values
+
+
+def from_values(values: dict[str, Any]) -> Provenance:
+    """
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: they are not of `to_values`.
+    """
+    models = tuple(ModelFile(**model) for model in values["models"])
+    shard = ShardRecord(**values["shard"]) if "shard" in values else None
+    return Provenance(**values | {"models": models, "shard": shard})
 
 
 def fingerprint(text: str) -> int:

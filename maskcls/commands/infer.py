@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,11 @@ Several machines label one list with --shard 1/4 to --shard 4/4, each to an outp
 the outputs together, each with the .json beside it, and --merge joins them into the file that one
 machine would have written.
 
+With a Ray cluster, --engine ray does all that by itself, and goes on when a node dies. Each worker
+has --lanes CPUs (default 1), or one GPU. All machines see model, pictures and output under the same
+paths. The output is a folder of Parquet files; --resume goes on after those that are there, and
+--merge makes one file of them.
+
 examples:
   maskcls-infer --model onnx/maskcls.onnx --images photos --out labels.csv
   maskcls-infer --model runs --images data/eval --out output.csv
@@ -44,6 +50,8 @@ examples:
   maskcls-infer --model onnx/maskcls.onnx --images shards/ --out labels.parquet
   maskcls-infer --model onnx/maskcls.onnx --images list.txt --shard 1/2 --out part-1.csv
   maskcls-infer --merge part-1.csv part-2.csv --out labels.csv
+  maskcls-infer --model onnx/maskcls.onnx --images shards/ --engine ray --out labels
+  maskcls-infer --merge labels --out labels.parquet
 """
 
 
@@ -122,7 +130,20 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="label nothing, but join the outputs of all shards into --out",
+        help="label nothing, but join into --out the outputs of all shards, or the folder of --engine "
+        "ray",
+    )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="ray: label on a Ray cluster, into a folder of Parquet files (extra `ray`)",
+    )
+    parser.add_argument(
+        "--partition-size",
+        type=_positive,
+        metavar="N",
+        help="Ray: pictures per file, about (default 2,048)",
     )
     parser.add_argument(
         "--escape-formulas",
@@ -144,6 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _merge(args)
     models = args.model or _from_environment("--model", "SM_CHANNEL_MODEL")
     [images] = [args.images] if args.images else _from_environment("--images", "SM_CHANNEL_EVAL")
+    if args.engine == "ray":
+        return _label_on_ray(args, models, images)
+    if args.partition_size is not None:
+        raise ConfigError("--partition-size: is of --engine ray; without it there is one file")
     args.out = _output(args.out)
 
     from maskcls.runtime import inference, open_pictures
@@ -152,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = open_pictures(images, args.info)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     engine = open_engine(models, args.provider, args.lanes or 1)
+    if engine.provider.endswith("ExecutionProvider"):  # of onnxruntime, which has many
+        print(f"computing with {engine.provider}")
     batch_size = _resolve_batch_size(args.batch_size, engine.provider)
     if args.lanes is None:
         engine = tuned(engine, sources, batch_size, args.workers)
@@ -170,6 +197,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     _tell(result)
     if args.shard:
         print(f"this is shard {args.shard}; --merge joins all {args.shard.count} shards")
+    return 0
+
+
+def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path) -> int:
+    if args.shard:
+        raise ConfigError("--shard: Ray divides the work by itself; leave it out")
+    if args.escape_formulas:
+        raise ConfigError("--escape-formulas: is for CSV; --engine ray writes Parquet")
+    if args.out is None or args.out.suffix:
+        raise ConfigError("--engine ray writes a folder of Parquet files: --out labels")
+
+    from maskcls.runtime import open_pictures
+    from maskcls.runtime.cluster import PARTITION, connected, label_on_cluster
+
+    sources = open_pictures(images, args.info)
+    engine = open_engine(models, "cpu")  # or fail before the cluster does
+    lanes = args.lanes or 1
+    with connected("--engine ray") as cluster:
+        provider = args.provider
+        if provider == "auto":
+            provider = "cuda" if cluster.gpus else "cpu"
+        gpu = provider != "cpu"
+        print(f"Ray: {cluster.nodes} nodes, {cluster.cpus} CPUs, {cluster.gpus} GPUs; {provider}")
+        cpus = args.workers if gpu else lanes
+        result = label_on_cluster(
+            partial(open_engine, models, provider, lanes, cpus),
+            engine,
+            sources,
+            args.out,
+            batch_size=_resolve_batch_size(args.batch_size, provider),
+            workers=args.workers,
+            probabilities=args.probabilities,
+            strict=args.strict,
+            resume=args.resume,
+            partition_size=args.partition_size or PARTITION,
+            cpus=cpus,
+            gpus=int(gpu),
+        )
+    _tell(result)
+    print(f"for one file: --merge {result.out} --out {result.out}.parquet")
     return 0
 
 
@@ -213,7 +280,9 @@ def _tell(result: LabellingResult) -> None:
         )
 
 
-def open_engine(paths: Sequence[Path], provider: str, lanes: int = 1) -> Engine:
+def open_engine(
+    paths: Sequence[Path], provider: str, lanes: int = 1, cores: int | None = None
+) -> Engine:
     """What answers for these files: here is where other kinds of model files join in.
 
     Raises:
@@ -231,9 +300,7 @@ def open_engine(paths: Sequence[Path], provider: str, lanes: int = 1) -> Engine:
             raise ConfigError("--model: give ONNX files or checkpoints, not both")
         from maskcls.runtime import open_onnx
 
-        engine = open_onnx(onnx, provider, lanes)
-        print(f"computing with {engine.provider}")
-        return engine
+        return open_onnx(onnx, provider, lanes, cores)
     if provider == "tensorrt":
         raise ConfigError("--provider tensorrt: PyTorch checkpoints run on cpu or cuda")
     if lanes > 1:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from maskcls.errors import DataError
 from maskcls.provenance import Provenance, ShardRecord, read_provenance, write_provenance
 from maskcls.runtime.labelling import LabellingResult, nothing_to_read, part_size
+from maskcls.runtime.partitions import partition_files, read_partition
 from maskcls.runtime.tables import read_columns, read_rows, split_rows, write_table
 
 
@@ -26,12 +27,16 @@ class _Part:
 def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
     """Joins the outputs of all shards, in any order, byte for byte as without shards.
 
+    `paths`: their files, or the folder that `maskcls.runtime.cluster` has filled.
+
     Raises:
         DataError: a shard is missing or stands twice; they are of different lists, models or
             options; a file is no output of a shard, or has changed since; or no picture in any of
             them could be read.
         MissingExtraError: Parquet without pyarrow.
     """
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = partition_files(paths[0])
     parts = sorted((_open(path) for path in paths), key=lambda part: part.shard.number)
     if any(path.resolve() == out.resolve() for path in paths):
         raise DataError(f"{out}: is one of the shards; name another file for all of them")
@@ -69,7 +74,7 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
 def _open(path: Path) -> _Part:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    made = read_provenance(path)
+    made = read_partition(path) or read_provenance(path)
     if made is None:
         raise DataError(
             f"{path}: without its {path.name}.json, which a shard leaves beside its output, or "

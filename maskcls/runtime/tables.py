@@ -65,6 +65,21 @@ def read_columns(table: Path) -> list[str]:
         raise DataError(f"{table}: cannot be read as Parquet: {error}") from None
 
 
+def read_metadata(table: Path) -> dict[str, str]:
+    """The `metadata` of a Parquet file that `write_table` wrote; nothing of one that cannot be
+    read.
+
+    Raises:
+        MissingExtraError: without pyarrow.
+    """
+    pyarrow = import_pyarrow(table)
+    try:
+        metadata = pyarrow.parquet.read_schema(table).metadata or {}
+        return {name.decode(): value.decode() for name, value in metadata.items()}
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return {}
+
+
 def read_rows(table: Path) -> Iterator[Row]:
     """What `write_table` wrote; empty cells are left out."""
     if table.suffix.lower() != ".parquet":

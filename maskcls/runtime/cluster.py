@@ -1,0 +1,299 @@
+"""Labelling on a Ray cluster, with Ray Data: actors with a session each write partitions.
+
+A partition is a shard of the job: whole batches, computed by the same code as on one machine, so
+the labels are the same to the last digit and `maskcls.runtime.merging.merge` makes the same file of
+them. An actor answers with numbers only; the rows go from it to the file. What was computed when a
+node dies, and not yet written, is computed again by another one.
+
+All machines see the model, the pictures and the output under the same paths, and have `maskcls`
+installed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import pickle
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from maskcls.errors import CheckpointError, DataError, MaskclsError, MissingExtraError
+from maskcls.provenance import ModelFile, ShardRecord
+from maskcls.runtime.engines import Engine
+from maskcls.runtime.labelling import (
+    LabellingResult,
+    label_columns,
+    labelled_batches,
+    nothing_to_read,
+    part_size,
+    summed_up,
+)
+from maskcls.runtime.packed import import_pyarrow, pictures_digest
+from maskcls.runtime.partitions import partition_path, read_partition, write_partition
+from maskcls.runtime.parts import only_job
+from maskcls.runtime.shards import Shard
+from maskcls.runtime.sources import Pictures
+from maskcls.runtime.tables import read_columns, read_rows, split_rows
+
+PARTITION = 2048
+"""Pictures per partition, about: what a node that dies loses at most."""
+TRIES = 5
+"""Of a partition whose actor dies with it, after the first."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster that this process is connected to."""
+
+    nodes: int
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every partition has in common. It travels to the actors."""
+
+    out: Path  # a folder
+    open_engine: Callable[[], Engine]
+    models: tuple[ModelFile, ...]
+    pictures_sha256: str
+    partitions: int
+    batch_size: int
+    workers: int
+    probabilities: bool
+    strict: bool
+
+    def record(self, number: int) -> ShardRecord:
+        return ShardRecord(number, self.partitions, self.batch_size, False, self.pictures_sha256)
+
+
+@contextmanager
+def connected(purpose: str) -> Iterator[Cluster]:
+    """Connects to the cluster of $RAY_ADDRESS, or to one that runs on this machine, or starts one
+    of this machine alone for as long as the block takes.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        DataError: there is no cluster at this address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    ray: Any
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingExtraError("ray", "ray", purpose) from None
+    own = not ray.is_initialized()
+    if own:
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            where = os.environ.get("RAY_ADDRESS", "")
+            raise DataError(f"no Ray cluster (RAY_ADDRESS={where!r}): {reason}") from None
+    try:
+        total = ray.cluster_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        yield Cluster(nodes, int(total.get("CPU", 0)), int(total.get("GPU", 0)))
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def label_on_cluster(
+    open_engine: Callable[[], Engine],
+    engine: Engine,
+    sources: Pictures,
+    out: Path,
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    probabilities: bool = False,
+    strict: bool = False,
+    resume: bool = False,
+    partition_size: int = PARTITION,
+    cpus: int = 1,
+    gpus: int = 0,
+) -> LabellingResult:
+    """As `maskcls.runtime.inference`, to a folder `out` of Parquet files; inside `connected`.
+
+    `open_engine` is called in each actor, and opens the same files as `engine`, which only tells
+    what they are. `cpus` and `gpus` are those of an actor. With `resume` partitions that are there
+    are not computed again.
+
+    Raises:
+        DataError: no picture was given, or none could be read; an actor met an error, which it
+            names; partitions are in the way, or of another job.
+        MissingExtraError: without pyarrow.
+    """
+    if not sources:
+        raise DataError("no pictures to label")
+    import_pyarrow(out)
+    job = Job(
+        out=out,
+        open_engine=open_engine,
+        models=engine.models,
+        pictures_sha256=pictures_digest(sources),
+        partitions=-(-len(sources) // partition_size),
+        batch_size=batch_size,
+        workers=workers,
+        probabilities=probabilities,
+        strict=strict,
+    )
+    with only_job(out, out):
+        todo = {
+            shard.number: sources[shard.bounds(len(sources), batch_size)]
+            for shard in _unfinished(job, resume)
+        }
+        left = sum(len(pictures) for pictures in todo.values())
+        with tqdm(
+            total=len(sources),
+            initial=len(sources) - left,
+            desc="labelling",
+            unit="img",
+            disable=None,
+        ) as bar:
+            for finished in _computed(job, todo, cpus, gpus):
+                bar.update(finished)
+        for lost in out.glob(".part-*.tmp"):  # of nodes that died
+            lost.unlink(missing_ok=True)
+        return _result(job, len(sources), engine.trained_on is not None)
+
+
+def _unfinished(job: Job, resume: bool) -> list[Shard]:
+    """
+    Raises:
+        DataError: partitions of another job, or of this one without `resume`.
+    """
+    present = sorted(job.out.glob("part-*.parquet"))
+    if present and not resume:
+        raise DataError(
+            f"{job.out}: holds {len(present)} of {job.partitions} partitions; go on with --resume, "
+            "or name another folder"
+        )
+    shards = {
+        partition_path(job.out, number): Shard(number, job.partitions)
+        for number in range(1, job.partitions + 1)
+    }
+    for path in present:
+        made = read_partition(path)
+        same = (
+            path in shards
+            and made is not None
+            and (
+                made.shard == job.record(shards[path].number)
+                and [model.sha256 for model in made.models]
+                == [model.sha256 for model in job.models]
+                and set(read_columns(path)) - {"error"} == set(label_columns(job.probabilities))
+            )
+        )
+        if not same:
+            raise DataError(
+                f"{path}: is of another job (other pictures, model or options); name another folder"
+            )
+        del shards[path]
+    return list(shards.values())
+
+
+def _computed(job: Job, todo: Mapping[int, Pictures], cpus: int, gpus: int) -> Iterator[int]:
+    """Has the partitions computed; tells of each, as it is finished, how many pictures it has.
+
+    Raises:
+        DataError: what an actor met.
+    """
+    if not todo:
+        return
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = [{"number": n, "pictures": pickle.dumps(pictures)} for n, pictures in todo.items()]
+    answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Labeller,
+        fn_constructor_kwargs={"job": job, "folder": os.getcwd()},
+        batch_size=1,
+        # As many as there is room for, also on nodes that join later. None is given more than it
+        # works on, which would wait for its restart when it dies.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=len(rows), max_tasks_in_flight_per_actor=1
+        ),
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_task_retries=TRIES,
+    )
+    try:
+        for answer in answers.iter_rows():
+            if answer["failure"]:
+                raise DataError(answer["failure"])
+            yield answer["pictures"]
+    except ray.exceptions.RayTaskError:  # a bug: its traceback is of use
+        raise
+    except ray.exceptions.RayError as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{job.out}: Ray gives up ({reason}); go on with --resume") from None
+
+
+class _Labeller:
+    """What an actor does."""
+
+    def __init__(self, job: Job, folder: str) -> None:
+        self._job = job
+        self._engine: Engine | None = None
+        with suppress(OSError):  # only relative paths need it
+            os.chdir(folder)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """A partition → how many pictures it has, or why it cannot be."""
+        pictures: Pictures = pickle.loads(batch["pictures"][0])
+        failure = ""
+        try:
+            self._write(int(batch["number"][0]), pictures)
+        except (MaskclsError, OSError) as error:  # anything else goes to Ray
+            failure = f"{error} (on {platform.node()})"
+        return {"pictures": [len(pictures)], "failure": [failure]}
+
+    def _write(self, number: int, pictures: Pictures) -> None:
+        job = self._job
+        if self._engine is None:
+            self._engine = job.open_engine()
+            for own, asked in zip(self._engine.models, job.models, strict=True):
+                if own.sha256 != asked.sha256:
+                    raise CheckpointError(f"{own.path}: is another file here than where it began")
+        batches = labelled_batches(
+            self._engine, pictures, job.batch_size, job.workers, job.probabilities, job.strict
+        )
+        rows = list(itertools.chain.from_iterable(batches))
+        made, errors = summed_up(self._engine, rows, job.record(number))
+        columns = label_columns(job.probabilities) + (["error"] if errors else [])
+        parts = list(split_rows(rows, part_size(job.batch_size)))
+        write_partition(partition_path(job.out, number), columns, parts, made)
+
+
+def _result(job: Job, pictures: int, knows: bool) -> LabellingResult:
+    """What all partitions came to; `knows`: the model says whom it was trained on.
+
+    Raises:
+        DataError: a partition is missing, or no picture could be read.
+    """
+    errors: list[str] = []
+    seen = 0
+    for number in range(1, job.partitions + 1):
+        path = partition_path(job.out, number)
+        made = read_partition(path)
+        if made is None:
+            raise DataError(f"{path}: has gone; compute it with --resume")
+        seen += made.seen_in_training or 0
+        if made.errors:
+            errors += [row["error"] for row in read_rows(path) if "error" in row]
+    if len(errors) == pictures:
+        raise nothing_to_read(errors)
+    return LabellingResult(job.out, pictures, tuple(errors), seen if knows else None)
