@@ -130,8 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="label nothing, but join into --out the outputs of all shards, or the folder of --engine "
-        "ray",
+        help="label nothing, but join into --out the outputs of all shards, or the folder that "
+        "--engine ray has filled",
     )
     parser.add_argument(
         "--engine",
@@ -219,7 +219,10 @@ def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path
         if provider == "auto":
             provider = "cuda" if cluster.gpus else "cpu"
         gpu = provider != "cpu"
-        print(f"Ray: {cluster.nodes} nodes, {cluster.cpus} CPUs, {cluster.gpus} GPUs; {provider}")
+        print(
+            f"Ray: nodes: {cluster.nodes}, CPUs: {cluster.cpus}, GPUs: {cluster.gpus}; "
+            f"computing on {provider}"
+        )
         cpus = args.workers if gpu else lanes
         result = label_on_cluster(
             partial(open_engine, models, provider, lanes, cpus),

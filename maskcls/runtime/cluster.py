@@ -16,6 +16,8 @@ import logging
 import os
 import pickle
 import platform
+import socket
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -85,20 +87,19 @@ def connected(purpose: str) -> Iterator[Cluster]:
         DataError: there is no cluster at this address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised
     ray: Any
     try:
         import ray
         import ray.data
     except ImportError:
         raise MissingExtraError("ray", "ray", purpose) from None
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     own = not ray.is_initialized()
     if own:
-        try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            where = os.environ.get("RAY_ADDRESS", "")
-            raise DataError(f"no Ray cluster (RAY_ADDRESS={where!r}): {reason}") from None
+        _require_cluster()
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     try:
         total = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
@@ -106,6 +107,22 @@ def connected(purpose: str) -> Iterator[Cluster]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _require_cluster() -> None:
+    """Ray itself would try to reach it for seven minutes.
+
+    Raises:
+        DataError: nobody answers at $RAY_ADDRESS.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # not set, or a word such as `auto`
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise DataError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
 
 
 def label_on_cluster(
@@ -211,25 +228,31 @@ def _computed(job: Job, todo: Mapping[int, Pictures], cpus: int, gpus: int) -> I
     """
     if not todo:
         return
+    ray: Any
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    total = ray.cluster_resources()
+    room = max(1, int(total.get("GPU", 0) // gpus if gpus else total.get("CPU", 0) // cpus))
     rows = [{"number": n, "pictures": pickle.dumps(pictures)} for n, pictures in todo.items()]
-    answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Labeller,
-        fn_constructor_kwargs={"job": job, "folder": os.getcwd()},
-        batch_size=1,
-        # As many as there is room for, also on nodes that join later. None is given more than it
-        # works on, which would wait for its restart when it dies.
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=len(rows), max_tasks_in_flight_per_actor=1
-        ),
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_task_retries=TRIES,
-    )
+    parts = ray.data.from_items(rows, override_num_blocks=len(rows))
+    with warnings.catch_warnings():
+        # There is no other way yet to say how often a task is tried; without an end by default.
+        warnings.filterwarnings(
+            "ignore", message=".*ray_remote_args_fn", category=DeprecationWarning
+        )
+        answers = parts.map_batches(
+            _Labeller,
+            fn_constructor_kwargs={"job": job, "folder": os.getcwd()},
+            batch_size=1,
+            # As many as there is room for, also on nodes that join later.
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, initial_size=min(room, len(rows)), max_size=len(rows)
+            ),
+            num_cpus=cpus,
+            num_gpus=gpus,
+            ray_remote_args_fn=lambda: {"max_task_retries": TRIES},
+        )
     try:
         for answer in answers.iter_rows():
             if answer["failure"]:
