@@ -8,7 +8,7 @@ FUZZ := 5000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: install demo test coverage fuzz mutate audit check help
+.PHONY: install demo test coverage fuzz mutate audit check docs help
 
 install: $(INSTALLED) ## make .venv and install the project and its tools in it, in the tested versions
 
@@ -58,6 +58,9 @@ check: $(INSTALLED) ## format, lint and types, as in pre-commit
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: $(INSTALLED) ## build the documentation, without a warning: site/index.html
+	$(BIN)/python -m mkdocs build --strict
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,6 +1,7 @@
-"""Check a data folder, or make a small sample to try the project on.
+"""Check a data folder, look for wrong labels, or make a small sample to try the project on.
 
     python cli/data.py check data/train
+    python cli/data.py audit --oof oof.csv --out audit
     python cli/data.py sample --out runs/sample    # runs/sample/train, runs/sample/eval
 
 All options: python cli/data.py --help, python cli/data.py check --help

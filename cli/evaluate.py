@@ -2,6 +2,7 @@
 
     python cli/evaluate.py --gt gt.csv --pred output.csv --json score.json
     python cli/evaluate.py runs/mask_gender/exp runs/age/exp --report report.html
+    python cli/evaluate.py --oof runs/mask_gender/folds runs/age/folds --json oof.json
     SM_GROUND_TRUTH_DIR=data/eval SM_OUTPUT_DATA_DIR=out python cli/evaluate.py
 
 Prints macro F1 and accuracy of the 18 classes and of mask, gender and age.

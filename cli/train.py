@@ -4,6 +4,7 @@
     python cli/train.py --task all --data-dir runs/sample/train --model-dir runs
     python cli/train.py --task age --data-dir data/train --model-dir runs --model vgg19 --epochs 20
     python cli/train.py --task mask_gender --data-dir data/train --model-dir runs --config my.yaml
+    python cli/train.py --task all --data-dir data/train --model-dir runs --folds 5 --name folds
     python cli/train.py --resume runs/age/NAME             # goes on where that run stopped
     SM_CHANNEL_TRAIN=data/train SM_MODEL_DIR=runs python cli/train.py --task all
 

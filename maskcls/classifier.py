@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
 from maskcls.evaluation.gradcam import grad_cam
+from maskcls.folds import is_group
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
 from maskcls.models import Answer, channels_last, restore_model
 from maskcls.preprocessing import PreprocessSpec
@@ -106,7 +107,8 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
     are taken: of both branches, or else of the tasks that answer all attributes in fewest networks.
 
     Raises:
-        CheckpointError: no such file, or no runs that together answer all attributes.
+        CheckpointError: no such file, a group of folds, or no runs that together answer all
+            attributes.
     """
     found: list[Path] = []
     for path in paths:
@@ -114,6 +116,10 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
         elif find_checkpoint(path / BEST) is not None:
             found.append(path / BEST)
+        elif is_group(path):
+            raise CheckpointError(
+                f"{path}: is a group of folds; make one network of them with maskcls-combine {path}"
+            )
         elif path.is_dir():
             found += _newest(path)
         else:

@@ -56,6 +56,7 @@ BORDER_AGE_NAMES = ("keep", "drop", "soften")
 TTA_NAMES = ("none", "flip")
 CALIBRATION_NAMES = ("none", "temperature", "macro_f1")
 WEIGHT_NAMES = ("auto", "imagenet", "none")
+TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "clearml")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -77,7 +78,9 @@ class TrainConfig:
     # people on either side
     val_ratio: float = _option(0.2, "share of the people that validate")
     fold: int | None = _option(None, "which fold validates, from 0; needs --folds")
-    folds: int | None = _option(None, "number of folds instead of --val-ratio")
+    folds: int | None = _option(
+        None, "number of folds instead of --val-ratio; without --fold each in turn"
+    )
     seed: int = _option(42, "same seed, same split, same weights")
 
     # network and input
@@ -181,6 +184,10 @@ class TrainConfig:
     workers: int = _option(2, "threads that decode pictures into the cache")
     cache: str = _option("auto", "folder of the pixel cache; auto: the user's cache folder")
     strict: bool = _option(False, "a picture that cannot be read is an error, not skipped")
+    tracker: str = _option(
+        "tensorboard",
+        f"what shows the training, one or several with commas of {', '.join(TRACKER_NAMES)}; none",
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -190,8 +197,14 @@ class TrainConfig:
             if choices and value not in choices:
                 raise ConfigError(unknown(field.name, str(value), choices))
         parse_criterion(self.criterion)
+        parse_trackers(self.tracker)
         self._check_ranges()
         self.preprocess()
+
+    @property
+    def all_folds(self) -> bool:
+        """Whether it stands for a group of runs, one for each fold; see `maskcls.folds`."""
+        return self.folds is not None and self.fold is None
 
     def preprocess(self) -> PreprocessSpec:
         """What pictures become before the network, in training and ever after.
@@ -250,7 +263,7 @@ class TrainConfig:
                 f"age_loss {self.age_loss}: needs soften_age above 0, with which ages are learnt; "
                 "without it their groups are"
             )
-        if (self.fold is None) != (self.folds is None):
+        if self.fold is not None and self.folds is None:
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")
         if self.folds is not None and self.folds < 2:
             raise ConfigError(f"folds {self.folds}: must be 2 or more")
@@ -281,8 +294,19 @@ OPTION_FIELDS = tuple(field for field in fields(TrainConfig) if field.name != "t
 PEOPLE_FIELDS = ("data_dir", "fixes", "val_ratio", "fold", "folds", "seed")
 """Fields that decide who trains and who validates."""
 PLACE_FIELDS = frozenset({"data_dir", "model_dir", "name", "fixes"})
-MACHINE_FIELDS = frozenset({"device", "workers", "cache"})
+MACHINE_FIELDS = frozenset({"device", "workers", "cache", "tracker"})
 """Fields that may change when a run is resumed: they do not change what is learnt."""
+
+
+def differences(wanted: TrainConfig, before: Mapping[str, Any], owner: str) -> list[str]:
+    """The settings that differ from `before`, the values of an earlier config, each as a text for a
+    message that says whose they are: the owner's. Where things lie, and the machine, may differ."""
+    known = {**TrainConfig().to_dict(), **before}  # an older one lacks what came later, and its use
+    return [
+        f"{name} {value!r} ({owner} has {known[name]!r})"
+        for name, value in wanted.to_dict().items()
+        if name not in MACHINE_FIELDS | PLACE_FIELDS and value != known[name]
+    ]
 
 
 def parse_criterion(text: str) -> dict[str, float]:
@@ -308,6 +332,26 @@ def parse_criterion(text: str) -> dict[str, float]:
         if not 0 < terms[name] < float("inf"):
             raise ConfigError(f"criterion {text!r}: the weight of {name} is not a positive number")
     return terms
+
+
+def parse_trackers(text: str) -> tuple[str, ...]:
+    """Names of trackers as they are written on the command line; none of them for `none`.
+
+    >>> parse_trackers("tensorboard,mlflow")
+    ('tensorboard', 'mlflow')
+
+    Raises:
+        ConfigError: an unknown tracker, or one that is named twice.
+    """
+    if text.strip() == "none":
+        return ()
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in TRACKER_NAMES:
+            raise ConfigError(unknown("tracker", name, (*TRACKER_NAMES, "none")))
+        if names.count(name) > 1:
+            raise ConfigError(f"tracker {text!r}: {name} is named twice")
+    return names
 
 
 # --- presets -----------------------------------------------------------------------------------
@@ -412,6 +456,17 @@ def check_keys(values: Mapping[str, Any], where: str) -> None:
     for key in values:
         if key not in _TYPES:
             raise ConfigError(f"{where}: {unknown('key', str(key), _TYPES)}")
+
+
+def typed(key: str, value: Any) -> Any:
+    """A setting's value as a config has it: `1e-3` is no text there, and a list is a tuple.
+
+    Raises:
+        ConfigError: a value of the wrong type.
+    """
+    value = _coerce(value, _TYPES[key])
+    _check_type(key, value, _TYPES[key])
+    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

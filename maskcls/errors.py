@@ -9,6 +9,8 @@
     ├── ExportError         an export that did not pass its comparison, or cannot be made
     ├── ProviderError       a device or execution provider that cannot be had
     ├── TrainingError       a training that cannot go on (NaN loss, full disk)
+    ├── StudyError          a search's folder that is damaged, in use or of another search
+    ├── TrackerError        a tracker that was asked for and cannot be opened
     └── MissingExtraError   an optional package is not installed; names the extra
 
 Every message names the bad value, where it stood, and the way out. A command prints it as one
@@ -59,6 +61,14 @@ class ProviderError(MaskclsError):
 
 class TrainingError(MaskclsError):
     """A training that cannot go on."""
+
+
+class StudyError(MaskclsError):
+    """The folder of a search is damaged, in use, or belongs to another search."""
+
+
+class TrackerError(MaskclsError):
+    """A tracker that was asked for and cannot be opened."""
 
 
 class MissingExtraError(MaskclsError):

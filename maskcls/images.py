@@ -65,21 +65,34 @@ def decode(content: bytes, name: str | Path) -> Image.Image:
         PictureError: no known format, damaged, truncated, or larger than `MAX_PIXELS`.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise PictureError(
-                    f"{name}: {width}x{height} pixels are more than the "
-                    f"{MAX_PIXELS // 1_000_000} million that are decoded; make it smaller first"
-                )
-            image.load()  # all of it: verify() lets truncated files pass
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except PictureError:
-        raise
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise PictureError(
             f"{name}: not a picture in a known format ({', '.join(FORMATS)})"
         ) from None
+    except Exception as error:  # see `to_upright`
+        raise PictureError(f"{name}: cannot be decoded: {error}") from error
+    with opened:
+        return to_upright(opened, name)
+
+
+def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
+    """A picture as Pillow opened it, of any mode → upright `RGB` picture.
+
+    Raises:
+        PictureError: damaged, truncated, empty, or larger than `MAX_PIXELS`.
+    """
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(
+            f"{name}: {width}x{height} pixels are more than the "
+            f"{MAX_PIXELS // 1_000_000} million that are decoded; make it smaller first"
+        )
+    if not width * height:
+        raise PictureError(f"{name}: has no pixels ({width}x{height})")
+    try:
+        image.load()  # all of it: verify() lets truncated files pass
+        return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ... on
         # damaged files; for the caller they all mean the same.

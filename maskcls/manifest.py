@@ -42,6 +42,12 @@ class Calibration:
             )
 
 
+ENSEMBLE = "ensemble"
+"""The `Manifest.model` of several networks in one; `model_args` holds the manifest of each."""
+COMBINATIONS = (ENSEMBLE, "soup", "greedy-soup")
+"""How several networks of a task are made one; see `maskcls.training.combine`."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What travels with the weights. All values are plain, so that JSON holds them."""
@@ -95,7 +101,10 @@ class Manifest:
         for key, words in (("weights", WEIGHT_NAMES), ("class_weights", CLASS_WEIGHT_NAMES)):
             if key in config and config[key] not in words:
                 config[key] = PurePath(str(config[key])).name
-        return replace(self, config=config)
+        arguments = dict(self.model_args)
+        if self.model == ENSEMBLE:
+            arguments["members"] = [m.without_places().to_dict() for m in ensemble_members(self)]
+        return replace(self, config=config, model_args=arguments)
 
     def to_json(self) -> str:
         """One JSON object; keys sorted, so equal manifests give equal text."""
@@ -140,6 +149,22 @@ class Manifest:
             RecursionError,  # of json, on text that is nested too deep
         ) as error:
             raise CheckpointError(f"not a manifest of maskcls: {error!r}") from error
+
+
+def ensemble_members(manifest: Manifest) -> list[Manifest]:
+    """The manifests of an ensemble's networks.
+
+    Raises:
+        CheckpointError: there are none, or networks of another task or input.
+    """
+    found = manifest.model_args.get("members")
+    if not isinstance(found, list) or not found:
+        raise CheckpointError("manifest: an ensemble without members")
+    members = [Manifest.from_json(json.dumps(member)) for member in found]
+    for member in members:
+        if (member.task, member.preprocess) != (manifest.task, manifest.preprocess):
+            raise CheckpointError("manifest: an ensemble whose members differ in task or input")
+    return members
 
 
 ONNX_KEY = "maskcls"

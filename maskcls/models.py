@@ -21,7 +21,7 @@ from maskcls.baseline import BaseModel
 from maskcls.checkpoints import read_checkpoint
 from maskcls.config import MODEL_NAMES
 from maskcls.errors import CheckpointError, ConfigError, WeightsError, unknown
-from maskcls.manifest import Manifest
+from maskcls.manifest import ENSEMBLE, Manifest, ensemble_members
 
 _CLASSIFIERS = ("fc", "_fc", "classifier.6")
 """Where the networks keep their last linear layer."""
@@ -53,6 +53,68 @@ class _EfficientNet(EfficientNet):  # type: ignore[misc]  # the package has no t
                 left, right, top, bottom = module.static_padding.padding
                 if (left, top) == (right, bottom):
                     module.padding, module.static_padding = (top, left), nn.Identity()
+        for block in self._blocks:
+            block._depthwise_conv = DepthwiseConv(block._depthwise_conv)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution of efficientnet_pytorch whose gradients are computed in float32 where
+    a CPU trains in bfloat16. In bfloat16 they would be most of a training step: PyTorch 2.15 takes
+    four times as long for them as in float32."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Takes the weight and the padding, which may differ from side to side, of `conv`."""
+        super().__init__(
+            conv.in_channels,
+            conv.in_channels,
+            conv.kernel_size,  # type: ignore[arg-type]  # they are pairs
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            groups=conv.in_channels,
+            bias=False,
+            device="meta",  # it draws no random weights
+        )
+        self.weight = conv.weight
+        self.static_padding = conv.static_padding
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.static_padding(images)  # type: ignore[operator]
+        if images.is_cpu and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
+            dtype = torch.get_autocast_dtype("cpu")
+            found: Tensor = _DepthwiseFunction.apply(
+                images.to(dtype), self.weight.to(dtype), self.stride, self.padding
+            )
+            return found
+        return super().forward(images)
+
+
+class _DepthwiseFunction(torch.autograd.Function):
+    """`conv2d` with a group per channel; its backward pass computes in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, stride: Any, padding: Any) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return nn.functional.conv2d(images, weight, None, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight = ctx.saved_tensors
+        of_images, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradients[0].float(),
+            images.float(),
+            weight.float(),
+            None,
+            ctx.stride,
+            ctx.padding,
+            (1, 1),
+            False,
+            (0, 0),
+            len(weight),
+            (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False),
+        )
+        found = (of_images, of_weight)
+        return *(None if g is None else g.to(images.dtype) for g in found), None, None
 
 
 class EfficientNetB3(_EfficientNet):
@@ -202,6 +264,10 @@ def model_from_manifest(manifest: Manifest) -> nn.Module:
     Raises:
         CheckpointError: no such network, or arguments that it does not take.
     """
+    if manifest.model == ENSEMBLE:
+        return Ensemble(
+            [Answer(model_from_manifest(member), member) for member in ensemble_members(manifest)]
+        )
     if manifest.model not in MODEL_NAMES:
         raise CheckpointError(unknown("model", str(manifest.model), MODEL_NAMES))
     try:
@@ -322,6 +388,22 @@ class Answer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = predict_logits(self.model, images, self.tta)
         return logits / self.temperature + self.bias if self.calibrated else logits
+
+
+class Ensemble(nn.Module):
+    """Networks of one task that answer together: the mean of their probabilities, as its logarithm.
+
+    Each member answers as it labels alone, averaged over mirror images and calibrated as its own
+    manifest says. images: normalised (N, 3, H, W) → logits float32 (N, C).
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers = torch.stack([member(images).log_softmax(dim=1) for member in self.members])
+        return answers.logsumexp(dim=0) - math.log(len(self.members))
 
 
 def count_parameters(model: nn.Module) -> int:

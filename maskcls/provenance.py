@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,12 @@ def provenance_path(pred_path: Path) -> Path:
     return pred_path.with_name(pred_path.name + ".json")
 
 
-def write_provenance(pred_path: Path, provenance: Provenance) -> Path:
-    """Writes the provenance beside a prediction file that is complete; returns its path."""
-    values = to_values(provenance) | {"labels_sha256": _sha256(pred_path)}
+def write_provenance(
+    pred_path: Path, provenance: Provenance, more: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes the provenance beside a prediction file that is complete, and plain values that there
+    are `more` to say; returns its path."""
+    values = to_values(provenance) | dict(more or {}) | {"labels_sha256": _sha256(pred_path)}
     text = json.dumps(values, indent=1) + "\n"  # ASCII: names that are no UTF-8 survive
     write_atomic(provenance_path(pred_path), text.encode())
     return provenance_path(pred_path)
@@ -97,9 +101,11 @@ def from_values(values: dict[str, Any]) -> Provenance:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: they are not of `to_values`.
     """
-    models = tuple(ModelFile(**model) for model in values["models"])
-    shard = ShardRecord(**values["shard"]) if "shard" in values else None
-    return Provenance(**values | {"models": models, "shard": shard})
+    known = {field.name: values[field.name] for field in fields(Provenance) if field.name in values}
+    known["models"] = tuple(ModelFile(**model) for model in values["models"])
+    if "shard" in values:
+        known["shard"] = ShardRecord(**values["shard"])
+    return Provenance(**known)
 
 
 def fingerprint(text: str) -> int:

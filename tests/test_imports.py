@@ -19,7 +19,7 @@ PACKAGE = ROOT / "maskcls"
 
 TORCH = frozenset({"torch", "torchvision", "ignite", "efficientnet_pytorch"})
 """Not there at all where labels are only decoded."""
-HEAVY = TORCH | {"matplotlib", "pandas", "onnxruntime"}
+HEAVY = TORCH | {"matplotlib", "pandas", "onnxruntime", "optuna"}
 """Too slow to import before the options are read."""
 
 LIGHT_MODULES = (
@@ -41,6 +41,13 @@ LIGHT_MODULES = (
     "maskcls.evaluation.groups",
     "maskcls.evaluation.reliability",
     "maskcls.evaluation.report",
+    "maskcls.evaluation.oof",
+    "maskcls.evaluation.label_errors",
+    "maskcls.evaluation.audit",
+    "maskcls.evaluation.gallery",
+    "maskcls.search.space",
+    "maskcls.search.folder",
+    "maskcls.search.results",
 )
 """Work without PyTorch and bring nothing heavy. `runtime` and `commands` come on top."""
 
@@ -68,7 +75,7 @@ def test_the_package_itself_imports_nothing() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [*LIGHT_MODULES, "maskcls.data", "maskcls.evaluation", "maskcls.runtime"]
+    [*LIGHT_MODULES, "maskcls.data", "maskcls.evaluation", "maskcls.runtime", "maskcls.api"]
     + modules_under(PACKAGE / "commands"),
 )
 def test_light_module_brings_nothing_heavy(module: str) -> None:
@@ -122,10 +129,11 @@ def test_lint_lets_the_others_import_torch() -> None:
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"", "labels", "preprocessing", "images", "manifest", "config", "errors"}  # "": maskcls
-        | {"files", "provenance"}
+        | {"files", "folds", "provenance"}
     ),
     frozenset({"data", "models", "baseline", "losses", "checkpoints", "weights"}),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
+    frozenset({"api", "search"}),
     frozenset({"commands"}),
 )
 """From the lowest; a module imports its own layer and the ones below."""

@@ -167,6 +167,32 @@ def test_equals_efficientnet_pytorch(name: str, size: tuple[int, int]) -> None:
     assert len(padded) < len([m for m in theirs.modules() if isinstance(m, nn.ZeroPad2d)]) / 3
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_gradients_in_bfloat16_are_those_of_float32(stride: int) -> None:
+    torch.manual_seed(0)
+    model = create_model("efficientnet_b3", 3, (17, 13))
+    blocks = [block._depthwise_conv for block in model._blocks]
+    conv = next(one for one in blocks if one.stride == (stride, stride))
+    images = torch.randn(4, conv.in_channels, 17, 13).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = conv(images)
+    assert answer.dtype == torch.bfloat16 and answer.grad_fn.name() == "_DepthwiseFunctionBackward"
+    gradient = torch.randn_like(answer)
+    answer.backward(gradient)
+    own = images.grad, conv.weight.grad
+    conv.weight.grad = None
+    exact = images.detach().float().requires_grad_()
+    weight = conv.weight.detach().bfloat16().float().requires_grad_()
+    padded = conv.static_padding(exact)
+    plain = nn.functional.conv2d(
+        padded, weight, None, conv.stride, conv.padding, 1, conv.in_channels
+    )
+    torch.testing.assert_close(answer, plain.bfloat16())
+    plain.backward(gradient.float())
+    assert torch.equal(own[0], exact.grad.bfloat16())
+    assert torch.equal(own[1], weight.grad.bfloat16().float())
+
+
 def test_b3_init_is_b3_with_a_new_classifier() -> None:
     plain, init = (create_model(n, 3, SIZE) for n in ("efficientnet_b3", "efficientnet_b3_init"))
     assert {k: v.shape for k, v in plain.state_dict().items()} == {

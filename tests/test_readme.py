@@ -1,12 +1,16 @@
-"""README.md is true: its commands run, its examples run, and what it names is there.
+"""README.md and docs/ are true: their commands and examples run, and what they name is there.
 
-Commands run in the README's order, as real processes, in an empty folder that has links to the
-clone's `cli/`, `maskcls/`, `examples/`. They stand there as a user would paste them; so that they
-take seconds, the test appends options, in which the last one given wins:
+Commands run in the README's order and then page by page, as real processes, in an empty folder that
+has links to the clone's `cli/`, `maskcls/`, `examples/`. They stand there as a user would paste
+them; so that they take seconds, the test appends options, in which the last one given wins:
 
 - `cli/data.py sample` gets `SMALL_SAMPLE`: it draws the `data/` that all later commands read;
-- `cli/train.py` gets `SMALL_TRAINING` (a tiny network, one epoch), but for `--resume`, which takes
-  its settings from the run.
+- `cli/train.py` and `cli/search.py` get `SMALL_TRAINING` (a tiny network, one epoch), but where
+  they go on with a run or a study, which has its settings; and random weights unless training
+  starts from a checkpoint of before;
+- the export to int8 gets `SMALL_EXPORT`, since so small a network has no score to lose.
+
+A page goes on with what the README has left, and a command that has been run is not run again.
 
 `make`, `tensorboard` and the line that enters the virtual environment are looked at without being
 run. Python examples run afterwards on what the commands left, under the names of `make demo`.
@@ -33,17 +37,32 @@ from maskcls.labels import ATTRIBUTES, MULTI
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL_SAMPLE = "--people 6 --eval-people 6"
-SMALL_TRAINING = "--epochs 1 --height 32 --width 32 --model base --batch-size 16 --weights none"
+SMALL_TRAINING = "--epochs 1 --height 32 --width 32 --model base --batch-size 16"
+SMALL_EXPORT = "--max-f1-drop 1"
 NOT_RUN = ("make", "source", "tensorboard")
+DOCS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+}
+PAGES = {"README.md": README} | DOCS
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = README) -> list[str]:
     """The code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [block for own, _, block in fenced(page) if own == language]
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+def fenced(page: str) -> list[tuple[str, str, str]]:
+    """Language, title and content of all code blocks. ```csv title="fixes.csv" """
+    found: list[tuple[str, str, str]] = re.findall(
+        r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', page, flags=re.MULTILINE | re.DOTALL
+    )
+    assert 2 * len(found) == len(re.findall("^```", page, flags=re.MULTILINE))
+    return found
+
+
+def commands(page: str = README) -> list[str]:
+    return [line for block in blocks("bash", page) for line in block.splitlines() if line.strip()]
 
 
 def program(command: str) -> str:
@@ -52,7 +71,9 @@ def program(command: str) -> str:
 
 
 def script(command: str) -> str:
-    """The same → `train`."""
+    """The same → `train`; empty for another program."""
+    if Path(program(command)).name != "python":
+        return ""
     found = re.search(r"\bpython (?:cli|export)/(\w+)\.py\b", command)
     assert found, f"{command}: not a script of cli/ or export/"
     return found[1]
@@ -62,8 +83,12 @@ def small(command: str) -> str:
     """The command with the options that make it quick."""
     if script(command) == "data" and " sample " in command:
         return f"{command} {SMALL_SAMPLE}"
-    if script(command) == "train" and "--resume" not in command:
-        return f"{command} {SMALL_TRAINING}"
+    begins = script(command) == "train" and "--resume" not in command
+    if begins or (script(command) == "search" and "--task" in command):
+        start = "" if "--weights runs/" in command else " --weights none"
+        return f"{command} {SMALL_TRAINING}{start}"
+    if script(command) == "to_onnx" and "int8" in command:
+        return f"{command} {SMALL_EXPORT}"
     return command
 
 
@@ -123,10 +148,16 @@ def run_commands(folder: Path) -> None:
         name = re.match(r"# (\S+\.yaml)\n", yaml)
         assert name, f"YAML block {number} does not begin with its file's name"
         (folder / name[1]).write_text(yaml, encoding="utf-8")
-    for command in commands():
-        if program(command) not in NOT_RUN:
-            done = run(small(command), folder)
-            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    ran = set()
+    for page, text in PAGES.items():
+        for _, title, content in fenced(text):
+            if title:
+                (folder / title).write_text(content, encoding="utf-8")
+        for command in commands(text):
+            if program(command) not in NOT_RUN and command not in ran:
+                done = run(small(command), folder)
+                assert done.returncode == 0, f"{page}: {command}\n{done.stdout}{done.stderr}"
+                ran.add(command)
 
 
 def check_what_commands_leave(folder: Path) -> None:
@@ -136,7 +167,7 @@ def check_what_commands_leave(folder: Path) -> None:
         assert (folder / name).is_file(), name
     ran = [command for command in commands() if program(command) not in NOT_RUN]
     assert {script(command) for command in ran} == {
-        *("data", "train", "infer", "evaluate", "to_onnx", "doctor")
+        *("data", "train", "search", "infer", "evaluate", "to_onnx", "doctor", "combine")
     }
 
 
@@ -156,7 +187,7 @@ def run_python_examples(folder: Path) -> None:
     (demo / "onnx").symlink_to(folder / "onnx")
     (demo / "sample").symlink_to(folder / "data")
     # One after the other in one process, each in a namespace of its own: torch loads only once.
-    examples = blocks("python")
+    examples = [example for page in PAGES.values() for example in blocks("python", page)]
     files = [f"example{number}.py" for number in range(len(examples))]
     for file, example in zip(files, examples, strict=True):
         (folder / file).write_text(example, encoding="utf-8")
@@ -175,9 +206,11 @@ def test_make_targets_exist() -> None:
     make = shutil.which("make")
     if make is None:
         pytest.skip("no make here")
-    named = {re.match(r"make (\w+)", c)[1] for c in commands() if c.startswith("make ")}  # type: ignore[index]
-    named |= {span.split()[1] for span in code(README) if re.match(r"make \w", span)}
-    assert {"demo", "test", "install", "help"} <= named
+    named = set()
+    for page in PAGES.values():
+        named |= {command.split()[1] for command in commands(page) if command.startswith("make ")}
+        named |= {span.split()[1] for span in code(page) if re.match(r"make \w", span)}
+    assert {"demo", "test", "install", "help", "docs"} <= named
     for target in sorted(named):
         done = run(f"make -n {target}", ROOT)
         assert done.returncode == 0, done.stderr
@@ -236,13 +269,14 @@ def options_in(text: str) -> set[str]:
 
 def test_options_exist() -> None:
     known = parser_options()
-    for command in commands():
-        if " cli/" in command:
-            assert options_in(command) <= known[script(command)], command
     everything = set().union(*known.values())
-    spans = {option for span in code(README) for option in options_in(span)}
-    assert "--allow-seen" in spans
-    assert spans <= everything
+    for name, page in PAGES.items():
+        for command in commands(page):
+            if script(command):
+                assert options_in(command) <= known[script(command)], command
+        spans = {option for span in code(page) for option in options_in(span)}
+        assert spans <= everything, name
+    assert any("--allow-seen" in code(page) for page in PAGES.values())
 
 
 def test_an_option_that_does_not_exist_is_seen() -> None:
@@ -266,8 +300,9 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_files_exist() -> None:
-    tops = "cli|maskcls|examples|benchmarks|tests"
-    named = set(re.findall(rf"(?<![\w/.])(?:{tops})/[\w./-]*\w", README))
+    tops = "cli|export|maskcls|examples|benchmarks|docs|tests"
+    text = "\n".join(PAGES.values())
+    named = set(re.findall(rf"(?<![\w/.])(?:{tops})/[\w./-]*\w", text))
     assert "cli/train.py" in named
     for name in sorted(named):
         assert (ROOT / name).exists(), name

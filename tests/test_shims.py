@@ -28,7 +28,8 @@ def help_of(shim: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_shims_are_the_commands() -> None:
-    names = ["data", "doctor", "evaluate", "infer", "train", "to_onnx"]
+    names = ["combine", "completion", "data", "doctor", "evaluate", "infer", "search", "train"]
+    names.append("to_onnx")
     assert [shim.stem for shim in SHIMS] == names
 
 

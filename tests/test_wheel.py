@@ -1,4 +1,4 @@
-"""The wheel itself: what is in it, and that its commands run once it is installed."""
+"""The wheel and the sdist: what is in them, and that the commands run once they are installed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from configparser import ConfigParser
@@ -27,7 +28,10 @@ COMMANDS = {
     "maskcls-evaluate": "maskcls.commands.evaluate:main",
     "maskcls-data": "maskcls.commands.data:main",
     "maskcls-export": "maskcls.commands.export:main",
+    "maskcls-combine": "maskcls.commands.combine:main",
     "maskcls-doctor": "maskcls.commands.doctor:main",
+    "maskcls-completion": "maskcls.commands.completion:main",
+    "maskcls-search": "maskcls.commands.search:main",
 }
 
 # One worker builds, the others would only do it again.
@@ -54,9 +58,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy(source, copy / name)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
-    run(*build, "--outdir", folder / "out", copy, cwd=folder)
-    (built,) = (folder / "out").iterdir()
+    # Both: the wheel is built from what the sdist holds.
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        folder / "out",
+        copy,
+        cwd=folder,
+    )
+    (built,) = (folder / "out").glob("*.whl")
     return built
 
 
@@ -95,6 +108,15 @@ def test_every_file_of_the_package_is_shipped(wheel: Path) -> None:
     assert "maskcls/py.typed" in files
 
 
+def test_the_sdist_has_what_the_wheel_is_built_from(wheel: Path) -> None:
+    stem = f"maskcls-{maskcls.__version__}"
+    with tarfile.open(wheel.parent / f"{stem}.tar.gz") as archive:
+        names = set(archive.getnames())
+    assert {f"{stem}/{name}" for name in names_in(wheel) if name.startswith("maskcls/")} <= names
+    others = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "PKG-INFO")
+    assert {f"{stem}/{name}" for name in others} <= names
+
+
 def test_metadata(wheel: Path) -> None:
     metadata = message_from_string(dist_info(wheel, "METADATA"))
     assert metadata["Name"] == "maskcls"
@@ -103,9 +125,16 @@ def test_metadata(wheel: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra", [])) == {
         "runtime",
+        "runtime-gpu",
         "train",
         "bench",
+        "docs",
         "parquet",
+        "completion",
+        "search",
+        "wandb",
+        "mlflow",
+        "clearml",
         "all",
         "dev",
     }

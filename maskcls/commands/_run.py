@@ -6,6 +6,7 @@ the output any more, 143 terminated. A bug ends with its traceback.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -50,6 +51,8 @@ EXTRA_OF = {
     "onnxscript": "train",
     "onnx": "runtime",
     "onnxruntime": "runtime",
+    "shtab": "completion",
+    "optuna": "search",
 }
 """Package → the extra that brings it."""
 
@@ -110,6 +113,12 @@ def env_help(name: str, file: str = "") -> str:
     state = f"now {value}" if value else "which is not set"
     shown = f"${name}/{file}" if file else f"${name}"
     return f"default: {shown}, {state}".replace("%", "%%")  # argparse formats help with %
+
+
+def offer(action: argparse.Action, names: Iterable[str]) -> None:
+    """Has shell completion offer these values of an option that checks its value itself, and so can
+    say which one was meant."""
+    action.offered = tuple(names)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Check a data folder, or make a small sample to try the project on.
+"""Check a data folder, look for wrong labels, or make a small sample to try the project on.
 
 python cli/data.py check data/train
 python cli/data.py check data/train --fixes fixes.csv --json check.json
+python cli/data.py audit --oof oof.csv --out audit
 python cli/data.py sample --out runs/sample
 """
 
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = 10  # problems of one kind that are shown without --all
 
+TOP = 100  # labels of an attribute that somebody may look through
+
 EPILOG = """\
 example:
   maskcls-data sample --out runs/sample
   maskcls-data check runs/sample/train
   maskcls-data check data/train --fixes fixes.csv --json check.json
+  maskcls-data audit --oof oof.csv --out audit
 
 All options of one: maskcls-data check --help
 """
@@ -47,6 +51,27 @@ fixes.csv corrects labels without renaming files; training takes the same table:
 exit code: 0 nothing wrong or only warnings, 1 errors, 2 a wrong option
 """
 
+AUDIT_EPILOG = """\
+oof.csv holds the answer to every picture of a network that was trained without its person, as
+maskcls-train --folds leaves it (data_dir,path,person,fold,label,answer,p_0,…), with oof.csv.json
+beside it. Gender and age are judged by all pictures of a person together, the mask by the picture;
+two pictures of a person whose mask labels look swapped are reported as a pair.
+
+DIR then holds
+  audit.html    what is contradicted, with pictures: look at it first
+  fixes.csv     corrections for what is on that page; take out the rows of labels that are right
+  ranking.csv   every label, the most doubtful first
+
+example:
+  maskcls-data audit --oof oof.csv --out audit
+  maskcls-data audit --oof mask_gender.csv age.csv --out audit --top 5%
+  maskcls-data check data/train --fixes audit/fixes.csv
+  maskcls-train --task all --data-dir data/train --fixes audit/fixes.csv
+
+Pictures and train.csv are not changed. If the networks were trained with --fixes, fixes.csv holds
+those corrections and the new ones, so that one table does for all.
+"""
+
 SAMPLE_EPILOG = """\
 The faces are drawn, in the layout of the real data: DIR/train to train on, DIR/eval with other
 people to score. A score on them says that the program works, nothing about real faces.
@@ -61,11 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `maskcls-data`."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
-        description="Check a data folder, or make a small sample to try the project on.",
+        description="Check a data folder, look for wrong labels in it, or make a small sample to\n"
+        "try the project on.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="check | sample")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="check | audit | sample"
+    )
 
     check = commands.add_parser(
         "check",
@@ -84,6 +112,38 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there too")
     check.add_argument(
         "--all", action="store_true", help=f"show all problems, not {EXAMPLES} of each kind"
+    )
+
+    audit = commands.add_parser(
+        "audit",
+        allow_abbrev=False,
+        help="rank labels by how much out-of-fold predictions contradict them",
+        description="Rank people and pictures by how much out-of-fold predictions contradict\n"
+        "their labels; write a page to look through and a table of corrections to review.",
+        epilog=AUDIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    audit.add_argument(
+        "--oof",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="oof.csv, or the folder with it; of one task or several",
+    )
+    audit.add_argument(
+        "--out", type=Path, default=Path("audit"), metavar="DIR", help="default: audit"
+    )
+    audit.add_argument(
+        "--top",
+        type=_top,
+        default=TOP,
+        metavar="N",
+        help="look among the first N labels of mask, gender and age each, or a share of them such "
+        f"as 5%% or 0.05; default: {TOP}",
+    )
+    audit.add_argument(
+        "--no-pictures", action="store_true", help="no pictures of people in audit.html"
     )
 
     sample = commands.add_parser(
@@ -112,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.command == "sample":
         return _sample(args.out, args.people, args.eval_people, args.seed)
+    if args.command == "audit":
+        return _audit(args.oof, args.out, args.top, pictures=not args.no_pictures)
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: needs at least 1")
     return _check(args.data_dir, args.fixes, args.workers, args.json, show_all=args.all)
@@ -131,6 +193,68 @@ def _check(
             temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", "utf-8")
         print(f"wrote {json_file}")
     return 1 if report.broken else 0
+
+
+def _top(text: str) -> int | float:
+    """`100` → a count; `5%`, `0.05` → a share."""
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100
+        elif "." in text:
+            share = float(text)
+        elif int(text) >= 1:
+            return int(text)
+        else:
+            raise ValueError
+        if not 0 < share <= 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a count from 1 nor a share such as 5% or 0.05"
+        ) from None
+    return share
+
+
+def _audit(oof: Sequence[Path], out: Path, top: int | float, *, pictures: bool) -> int:
+    from maskcls.data.fixes import PICTURE_FIELDS, write_fixes
+    from maskcls.errors import DataError
+    from maskcls.evaluation.audit import audit_labels, chosen, propose, write_ranking
+    from maskcls.evaluation.gallery import write_gallery
+    from maskcls.evaluation.oof import read_oof
+
+    table = out / "fixes.csv"
+    if table.exists():
+        raise DataError(
+            f"{table} is there already, and somebody may have reviewed it; move it, or name "
+            "another folder with --out"
+        )
+    audit = audit_labels([read_oof(path) for path in oof])
+    shown = {name: chosen(ranking, top) for name, ranking in audit.rankings.items()}
+    for name, ranking in audit.rankings.items():
+        what = "pictures" if name in PICTURE_FIELDS else "people"
+        wrong = sum(finding.contradicted for finding in ranking)
+        swaps = sum(finding.swapped_with is not None for finding in ranking) // 2
+        pairs = f", {swaps} {'pair looks' if swaps == 1 else 'pairs look'} swapped" if swaps else ""
+        print(
+            f"{name}: of {len(ranking)} labels of {what} {wrong} are contradicted{pairs}; "
+            f"{len(shown[name])} to look at"
+        )
+    write_ranking(audit, out / "ranking.csv")
+    write_gallery(audit, shown, out / "audit.html", pictures=pictures)
+    proposed = propose(audit, [one for each in shown.values() for one in each])
+    write_fixes(table, proposed)
+    kept = len(set(audit.fixes) & set(proposed))
+    print(
+        f"wrote {out / 'audit.html'}, {out / 'ranking.csv'} and {table}: "
+        f"{len(proposed) - kept} new corrections"
+        + (f", {kept} of {len(audit.fixes)} earlier ones" if audit.fixes else "")
+    )
+    folders = " ".join(f"--data-dir {folder}" for folder in audit.data_dirs)
+    print(
+        f"next: look at {out / 'audit.html'}, take out of {table} what is right as it is, then "
+        f"maskcls-train {folders} --fixes {table}"
+    )
+    return 0
 
 
 def _sample(out: Path, people: int, eval_people: int, seed: int) -> int:

@@ -25,11 +25,13 @@ PACKAGES = (
     "pillow",
     "simplejpeg",
     "pyarrow",
+    "optuna",
 )
 NEEDED_FOR = {
     "torch": "training and exporting: pip install 'maskcls[train]'",
     "onnx": "labelling with ONNX files: pip install 'maskcls[runtime]'",
     "pyarrow": "Parquet: pip install 'maskcls[parquet]'",
+    "optuna": "a search for settings: pip install 'maskcls[search]'",
 }
 
 
@@ -56,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = NEEDED_FOR.get(package, "")
         if found or hint:
             print(f"  {package:22}{found or f'not installed; needed for {hint}'}")
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        print(
+            "  onnxruntime and onnxruntime-gpu are one module, and the one installed later has "
+            "overwritten the other: uninstall both, then install maskcls[runtime-gpu], or "
+            "maskcls[runtime] for a CPU alone"
+        )
     print("\ndecoders")
     for line in _decoders():
         print(f"  {line}")

@@ -19,9 +19,8 @@ from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from maskcls.data.profiles import Profile
-    from maskcls.evaluation.people import Certainty
-    from maskcls.evaluation.scoring import Scores
+    from maskcls.evaluation.people import Certainty, Interval
+    from maskcls.evaluation.scoring import ClassScores, Scores
 
 GT_VARIABLE, GT_FILE = "SM_GROUND_TRUTH_DIR", "gt.csv"
 PRED_VARIABLE, PRED_FILE = "SM_OUTPUT_DATA_DIR", "output.csv"
@@ -33,14 +32,21 @@ Every picture of the ground truth counts: one without a prediction, or with an e
 Runs are scored together, on the people who validated all of them: with intervals from people drawn
 anew, and with what the score would be if one of the attributes were always right.
 
+Of a group of folds (maskcls-train --folds N) each person is answered by the one network that has
+not seen them. GROUP/oof.csv holds the answers, with the probabilities: data_dir,path,person,fold,
+label,answer,p_0,p_1,… with the classes of the task. These people chose the epochs of the network
+that answers them, so strangers are scored a little lower.
+
 examples:
   maskcls-infer    --model runs --images data/eval --out output.csv
   maskcls-evaluate --gt data/eval/gt.csv --pred output.csv --json score.json
   maskcls-evaluate runs/mask_gender/exp runs/age/exp --report report.html
+  maskcls-evaluate --oof runs/mask_gender/folds runs/age/folds --json oof.json
 
 score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,
 per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training; of runs
-people, intervals and if_perfect in its place.
+people, intervals and if_perfect in its place; of groups of folds also groups, which has the scores
+of each. Of one group alone it holds those.
 
 report.html is one page that needs no network: scores, confusion matrices, groups of people,
 reliability; of runs also learning curves, the config and the worst mistakes with their pictures. Of
@@ -64,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="RUN",
         help="run folders, or their MODEL_DIR, to score on their validation people",
+    )
+    parser.add_argument(
+        "--oof",
+        type=Path,
+        nargs="+",
+        metavar="GROUP",
+        help="groups of folds: every person is scored by the network that has not seen them",
     )
     parser.add_argument(
         "--gt",
@@ -110,9 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_report(args.report)
     elif args.no_pictures:
         raise ConfigError("--no-pictures: goes with --report FILE.html, which is missing")
-    if args.runs:
-        if args.gt or args.pred:
-            raise ConfigError("give either runs, or --gt and --pred")
+    if bool(args.runs) + bool(args.oof) + bool(args.gt or args.pred) > 1:
+        raise ConfigError("give either runs, or --gt and --pred, or --oof")
+    if args.oof:
+        _score_folds(args)
+    elif args.runs:
         _score_runs(args)
     else:
         _score_files(args)
@@ -132,7 +147,7 @@ def _score_files(args: argparse.Namespace) -> None:
     scores = score_answers(truth, predicted)
     print(format_scores(scores))
     confusion = None if args.no_confusion else args.confusion or pred.with_name("confusion.png")
-    _write(scores, {"seen_in_training": seen}, args.json, confusion)
+    _write(scores, scores.to_dict() | {"seen_in_training": seen}, args.json, confusion)
     if args.report is not None:
         from maskcls.evaluation.report import report_predictions, write_report
 
@@ -149,52 +164,27 @@ def _score_files(args: argparse.Namespace) -> None:
 
 
 def _score_runs(args: argparse.Namespace) -> None:
-    import numpy as np
-    from tqdm import tqdm
-
-    from maskcls.checkpoints import read_checkpoint
     from maskcls.classifier import TorchClassifier, find_checkpoints
-    from maskcls.data.runs import labelled_pictures, people_of_run
     from maskcls.evaluation.people import certainty
+    from maskcls.evaluation.runs import answer_common_people, report_runs
     from maskcls.evaluation.scoring import score_answers
-    from maskcls.manifest import Manifest
-    from maskcls.runtime import Source
-    from maskcls.runtime.labelling import decoded_batches, predict
     from maskcls.training.engines import resolve_device
 
     checkpoints = find_checkpoints(args.runs)
     engine = TorchClassifier(checkpoints, resolve_device("auto"))
-    people = _common_people(
-        [
-            people_of_run(path, Manifest.from_json(read_checkpoint(path)["manifest"]), "val")
-            for path in checkpoints
-        ]
+    answered = answer_common_people(checkpoints, engine)
+    if answered.unreadable:
+        print(f"warning: {answered.unreadable} unreadable pictures are skipped")
+    truth, predicted = (
+        dict(zip(answered.found, labels.tolist(), strict=True))
+        for labels in (answered.truth, answered.predicted)
     )
-    labels = {str(path): label for path, label in labelled_pictures(people)}
-    sources = [Source(name, Path(name)) for name in labels]
-    found: dict[str, np.ndarray] = {}
-    with tqdm(total=len(sources), desc="answering", unit="img", disable=None) as bar:
-        for batch in decoded_batches(engine.specs, sources, 32, 2, None):
-            good = [picture for picture in batch if not picture.error]
-            if good:
-                ids = (picture.source.image_id for picture in good)
-                found |= dict(zip(ids, predict(engine, good), strict=True))
-            bar.update(len(batch))
-    if len(found) < len(sources):  # as validation did
-        print(f"warning: {len(sources) - len(found)} unreadable pictures are skipped")
-    answers = {name: int(probabilities.argmax()) for name, probabilities in found.items()}
-    truth = {name: labels[name] for name in answers}
-    whose = {str(p.path): person.person for person in people for p in person.pictures}
-    scores = score_answers(truth, answers)
-    sure = certainty(
-        np.array(list(truth.values())),
-        np.array(list(answers.values())),
-        [whose[name] for name in answers],
-    )
+    scores = score_answers(truth, predicted)
+    sure = certainty(answered.truth, answered.predicted, answered.whose)
     print(f"{sure.people} people validated {', '.join(str(path.parent) for path in checkpoints)}")
     print(format_scores(scores))
     print(format_certainty(sure))
-    values = {
+    values = scores.to_dict() | {
         "people": sure.people,
         "intervals": {"macro_f1": sure.macro_f1, "accuracy": sure.accuracy},
         "if_perfect": dict(sure.if_perfect),
@@ -202,11 +192,21 @@ def _score_runs(args: argparse.Namespace) -> None:
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
     if args.report is not None:
         from maskcls.evaluation.report import write_report
-        from maskcls.evaluation.runs import report_runs
 
-        report = report_runs(checkpoints, engine, people, found, pictures=not args.no_pictures)
+        report = report_runs(checkpoints, engine, answered, pictures=not args.no_pictures)
         write_report(report, args.report)
         print(f"wrote {args.report}")
+
+
+def _score_folds(args: argparse.Namespace) -> None:
+    from maskcls.commands._folds import score_folds
+
+    if args.report is not None:
+        raise ConfigError("--report: each fold has its own report.html; --oof writes none")
+    if args.confusion is not None and len(args.oof) == 1:
+        raise ConfigError("--confusion: of the 18 classes; give groups of both branches with --oof")
+    values, scores = score_folds(args.oof)
+    _write(scores, values, args.json, None if args.no_confusion else args.confusion)
 
 
 def _check_report(file: Path) -> None:
@@ -224,40 +224,19 @@ def _check_report(file: Path) -> None:
         raise ConfigError(f"--report {file}: {above} is no folder that can be written to")
 
 
-def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:
-    """Those who validated all runs, as the first run knows them.
-
-    Raises:
-        DataError: there are none, or runs hold different labels of one.
-    """
-    known = [{p.person: (p.gender, p.age, len(p.pictures)) for p in side} for side in sides]
-    common = set(known[0]).intersection(*known[1:])
-    if not common:
-        raise DataError(
-            "nobody validated all of these runs; train them with the same --seed and --val-ratio, "
-            "or the same --fold"
-        )
-    for person in sorted(common):
-        if len({labels[person] for labels in known}) > 1:
-            raise DataError(
-                f"{person}: these runs were trained with different labels of this person"
-            )
-    return [person for person in sides[0] if person.person in common]
-
-
 def _write(
-    scores: Scores, values: dict[str, Any], file: Path | None, confusion: Path | None
+    scores: Scores | None, values: dict[str, Any], file: Path | None, confusion: Path | None
 ) -> None:
-    """What was asked for, on the disk."""
+    """What was asked for, on the disk: `values` as JSON, and a picture of the scores."""
     from maskcls.files import replacing
     from maskcls.labels import MULTI
 
     if file is not None:
         with replacing(file) as temporary:
-            text = json.dumps(scores.to_dict() | values, indent=1) + "\n"
+            text = json.dumps(values, indent=1) + "\n"
             temporary.write_text(text, "utf-8")
         print(f"wrote {file}")
-    if confusion is not None:
+    if confusion is not None and scores is not None:
         from maskcls.evaluation.pictures import plot_confusion
 
         columns = None if scores.missing else MULTI.num_classes
@@ -268,12 +247,7 @@ def _write(
 
 def format_certainty(sure: Certainty) -> str:
     """What lies below the scores of runs."""
-    from maskcls.evaluation.people import LEVEL
-
-    lines = [
-        f"{name} {low:.4f} to {high:.4f} in {LEVEL:.0%} of draws of {sure.people} people from these"
-        for name, (low, high) in (("macro F1", sure.macro_f1), ("accuracy", sure.accuracy))
-    ]
+    lines = format_intervals(sure.macro_f1, sure.accuracy, sure.people)
     lines += [
         f"macro F1 {score:.4f} if {attribute} were always right"
         for attribute, score in sure.if_perfect.items()
@@ -281,10 +255,18 @@ def format_certainty(sure: Certainty) -> str:
     return "\n".join(lines)
 
 
+def format_intervals(macro_f1: Interval, accuracy: Interval, people: int) -> list[str]:
+    """A line for either."""
+    from maskcls.evaluation.people import LEVEL
+
+    return [
+        f"{name} {low:.4f} to {high:.4f} in {LEVEL:.0%} of draws of {people} people from these"
+        for name, (low, high) in (("macro F1", macro_f1), ("accuracy", accuracy))
+    ]
+
+
 def format_scores(scores: Scores) -> str:
-    """The report on the terminal: headline, attributes, one line per class. A class that is in
-    neither table shows dashes: it does not enter macro F1.
-    """
+    """The report on the terminal: headline, attributes, one line per class."""
     from maskcls.labels import MULTI
 
     classes = scores.classes
@@ -297,9 +279,16 @@ def format_scores(scores: Scores) -> str:
     ]
     for attribute, each in scores.attributes.items():
         lines.append(f"{attribute:>8} macro F1 {each.macro_f1:.4f}  accuracy {each.accuracy:.4f}")
-    width = max(len(name) for name in MULTI.class_names)
-    lines += ["", f"label  {'name':<{width}}  precision  recall      F1  pictures"]
-    for label, name in enumerate(MULTI.class_names):
+    return "\n".join([*lines, "", *format_classes(classes, MULTI.class_names), ""])
+
+
+def format_classes(classes: ClassScores, names: Sequence[str]) -> list[str]:
+    """A line per class under a line of headings. A class that is in neither table shows dashes: it
+    does not enter macro F1.
+    """
+    width = max(len(name) for name in names)
+    lines = [f"label  {'name':<{width}}  precision  recall      F1  pictures"]
+    for label, name in enumerate(names):
         precision, recall, f1 = (
             f"{values[label]:.4f}" if classes.occurs[label] else "-"
             for values in (classes.precision, classes.recall, classes.f1)
@@ -308,7 +297,7 @@ def format_scores(scores: Scores) -> str:
             f"{label:>5}  {name:<{width}}  {precision:>9}  {recall:>6}  {f1:>6}  "
             f"{classes.support[label]:>8}"
         )
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def _table(option: Path | None, flag: str, variable: str, file: str) -> Path:

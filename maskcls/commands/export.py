@@ -17,7 +17,8 @@ EPILOG = """\
 Writes mask_gender.onnx and age.onnx (normalised pixels → logits) and maskcls.onnx, which takes raw
 pixels and answers labels: crop, resize, normalisation and both networks are in it. Before a file
 gets its name, real pictures go through PyTorch and through the ONNX files; where they do not answer
-alike the command ends with exit code 1 and leaves parity.json only.
+alike the command ends with exit code 1 and leaves parity.json only. model_card.md says what the
+files are for, how good they are and for whom, and what they must not be used for.
 
 examples:
   maskcls-export --model-dir runs --out onnx                    the newest run of each branch
@@ -25,6 +26,7 @@ examples:
   maskcls-export --age runs/age/exp --out onnx                  one network alone
   maskcls-export --model-dir runs --out onnx --parity-images photos
   maskcls-export --model-dir runs --out onnx-int8 --precision int8
+  maskcls-export --model-dir runs --out onnx --triton           and a model repository for Triton
 """
 
 
@@ -80,6 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="macro F1 that the export may cost (default 0.005)",
     )
+    parser.add_argument(
+        "--triton",
+        action="store_true",
+        help="write DIR/model_repository for NVIDIA's Triton Inference Server, too: maskcls.onnx, "
+        "or the one network, with its config.pbtxt",
+    )
     return parser
 
 
@@ -114,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures=args.parity_images,
         max_pictures=args.parity_pictures,
         max_f1_drop=MAX_F1_DROP if args.max_f1_drop is None else args.max_f1_drop,
+        triton=args.triton,
     )
     parity = result.parity
     worst = max(found.max_logit for found in parity.networks.values())
@@ -124,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for file in result.files:
         print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    print(f"{result.card}: what the files are for, and how good they are")
+    if result.repository is not None:
+        print(f"{result.repository}: for tritonserver --model-repository")
     if len(result.files) > 1:
         print(f"next: maskcls-infer --model {result.files[-1]} --images DIR --out output.csv")
     return 0

@@ -17,7 +17,7 @@ from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError
 
 if TYPE_CHECKING:
-    from maskcls.runtime import Engine, LabellingResult
+    from maskcls.runtime import LabellingResult
     from maskcls.runtime.shards import Shard
 
 PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
@@ -171,14 +171,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--partition-size: is of --engine ray; without it there is one file")
     args.out = _output(args.out)
 
+    from maskcls.api import open_engine
     from maskcls.runtime import inference, open_pictures
     from maskcls.runtime.tuning import tuned
 
     sources = open_pictures(images, args.info)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     engine = open_engine(models, args.provider, args.lanes or 1)
-    if engine.provider.endswith("ExecutionProvider"):  # of onnxruntime, which has many
-        print(f"computing with {engine.provider}")
+    print(f"computing with {engine.provider}")
     batch_size = _resolve_batch_size(args.batch_size, engine.provider)
     if args.lanes is None:
         engine = tuned(engine, sources, batch_size, args.workers)
@@ -208,6 +208,7 @@ def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path
     if args.out is None or args.out.suffix:
         raise ConfigError("--engine ray writes a folder of Parquet files: --out labels")
 
+    from maskcls.api import open_engine
     from maskcls.runtime import open_pictures
     from maskcls.runtime.cluster import PARTITION, connected, label_on_cluster
 
@@ -281,38 +282,6 @@ def _tell(result: LabellingResult) -> None:
             f"note: {result.seen_in_training} of the pictures or their people were trained on",
             file=sys.stderr,
         )
-
-
-def open_engine(
-    paths: Sequence[Path], provider: str, lanes: int = 1, cores: int | None = None
-) -> Engine:
-    """What answers for these files: here is where other kinds of model files join in.
-
-    Raises:
-        CheckpointError: files that cannot be read, or do not answer all attributes.
-        ConfigError: a provider that these files cannot run on.
-        ProviderError: a provider that cannot be had.
-    """
-    folders = [path for path in paths if path.is_dir()]
-    if len(paths) == 1 and folders and not any(paths[0].glob("*/*/best*.pt*")):
-        fused = paths[0] / "maskcls.onnx"  # the folder of maskcls-export
-        paths = [fused] if fused.is_file() else paths
-    onnx = [path for path in paths if path.suffix.lower() == ".onnx"]
-    if onnx:
-        if len(onnx) < len(paths):
-            raise ConfigError("--model: give ONNX files or checkpoints, not both")
-        from maskcls.runtime import open_onnx
-
-        return open_onnx(onnx, provider, lanes, cores)
-    if provider == "tensorrt":
-        raise ConfigError("--provider tensorrt: PyTorch checkpoints run on cpu or cuda")
-    if lanes > 1:
-        raise ConfigError("--lanes: PyTorch checkpoints take one batch at a time; give ONNX files")
-
-    from maskcls.classifier import TorchClassifier, find_checkpoints
-    from maskcls.training.engines import resolve_device
-
-    return TorchClassifier(find_checkpoints(paths), resolve_device(provider, "--provider"))
 
 
 def _from_environment(flag: str, variable: str) -> list[Path]:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import argparse
 import logging
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.commands._run import env_default, env_help, guarded, offer
 from maskcls.config import (
+    CLASS_WEIGHT_NAMES,
+    CRITERION_NAMES,
     OPTION_FIELDS,
-    PEOPLE_FIELDS,
     PRESETS,
+    WEIGHT_NAMES,
     TrainConfig,
     file_values,
     read_yaml,
     resolve,
 )
 from maskcls.errors import ConfigError, unknown
+from maskcls.folds import FOLDS_FILE, is_group
 from maskcls.labels import BRANCHES, TASKS
 
 ALL = "all"
@@ -34,6 +37,12 @@ ENVIRONMENT = {"data_dir": "SM_CHANNEL_TRAIN", "model_dir": "SM_MODEL_DIR"}
 """Option → the variable that is its default."""
 
 METAVARS = {str: "NAME", int: "N", float: "X", "model_dir": "DIR", "cache": "DIR", "fixes": "FILE"}
+OFFERED = {
+    "weights": WEIGHT_NAMES,
+    "class_weights": CLASS_WEIGHT_NAMES,
+    "criterion": CRITERION_NAMES,
+}
+"""Option → what it may be among other things, for shell completion."""
 
 EPILOG = """\
 Values come from the preset of the task, then --config FILE, then the options given here. There are
@@ -41,10 +50,16 @@ two presets per task: one that fine-tunes ImageNet weights, and one from scratch
 are none (--weights none, or auto without a network). With --task all from scratch, age starts from
 the network that has just learnt mask_gender on the same people.
 
+With --folds N and no --fold, N networks are trained in place of one, each without the people of its
+fold, into MODEL_DIR/<task>/<name>/fold0, fold1, …; at the end every person is scored by the network
+that has not seen them.
+
 examples:
   maskcls-train --task all --data-dir data/train            both branches, one after the other
+  maskcls-train --task all --data-dir data/train --folds 5  five networks of each
   maskcls-train --task age --weights none --epochs 20       from scratch, on the built-in sample
   maskcls-train --task age --criterion cross_entropy:0.7,f1:0.3 --class-weights balanced
+  maskcls-train --task age --tracker tensorboard,mlflow     needs pip install 'maskcls[mlflow]'
   maskcls-train --resume runs/age/exp                       go on after an interruption
 
 A config file is YAML with these options as keys (dashes as underscores); a section named after a
@@ -60,23 +75,39 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         description="Train networks on folders of people's pictures, each into a run folder with\n"
-        "its config, checkpoints, metrics.csv and TensorBoard events.",
+        "its config, checkpoints, metrics.csv and, unless --tracker says otherwise, TensorBoard\n"
+        "events.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    task = parser.add_argument(
         "--task",
         default=None,
         metavar="TASK",
         help=f"{', '.join(TASKS)}, or {ALL}: {' and '.join(BRANCHES)}; default mask_gender",
     )
+    offer(task, (*TASKS, ALL))
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of these options")
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="run folder to go on with; keeps its config"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="run folder, or group of folds, to go on with; keeps its config",
     )
+    add_settings(parser)
+    return parser
+
+
+def add_settings(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, without: Collection[str] = ()
+) -> None:
+    """Adds the fields of `TrainConfig` as options, all but those `without`. What is not given is
+    None."""
     hints = typing.get_type_hints(TrainConfig)
     preset = {key for start in PRESETS.values() for values in start.values() for key in values}
     for field in OPTION_FIELDS:
+        if field.name in without:
+            continue
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f": {', '.join(field.metadata['choices'])}"
@@ -97,8 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
             parser.add_argument(flag, nargs=2, type=float, metavar=("H", "W"), help=help)
         else:
             metavar = METAVARS.get(field.name) or METAVARS[kind]
-            parser.add_argument(flag, type=kind, metavar=metavar, help=help)
-    return parser
+            action = parser.add_argument(flag, type=kind, metavar=metavar, help=help)
+            offer(action, field.metadata["choices"] or OFFERED.get(field.name, ()))
 
 
 @guarded
@@ -118,33 +149,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(unknown("task", str(task), (*TASKS, ALL)))
     tasks = BRANCHES if task == ALL else (task,)
     for name in tasks:  # all of it is checked before the first hour of training
-        _check(name, values, flags, file)
+        check_values(name, values, flags, file)
     given = {name: file_values(values, name) | flags for name in tasks}
-    places = _places(all(given[name].get("data_dir") for name in tasks))
+    places = default_places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
-    from maskcls.training import train
+    from maskcls.training import choose_config, train
+    from maskcls.training.folds import discard_group, is_begun, start_group
 
     before: tuple[TrainConfig, Path] | None = None
-    for name in tasks:
-        missing = {key: value for key, value in places.items() if key not in given[name]}
-        config = _choose_preset(name, values, missing | flags)
-        if before is not None and _can_follow(config, before[0]):
-            branch = {"weights": str(before[1])}
-            config = resolve(name, "branch", values, missing | flags | branch)
-            print(f"{name} starts from what {before[0].task} has learnt on the same people")
-        result = train(config)
-        before = config, result.folder / "best.pt"
-        print(
-            f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
-            f"{result.epochs} epochs → {result.folder / 'best.pt'}"
-        )
+    groups: list[Path] = []
+    try:
+        for name in tasks:
+            missing = {key: value for key, value in places.items() if key not in given[name]}
+            config = choose_config(name, values, missing | flags, before)
+            if config.all_folds:  # all groups are there before the first hour of training
+                groups.append(start_group(config))
+                before = config, groups[-1]
+                continue
+            result = train(config)
+            before = config, result.folder / "best.pt"
+            print(
+                f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
+                f"{result.epochs} epochs → {result.folder / 'best.pt'}"
+            )
+        if groups:
+            _train_groups(groups)
+            return 0
+    except BaseException:
+        if not any(map(is_begun, groups)):
+            for group in groups:
+                discard_group(group)
+        raise
     models = config.model_dir
     print(f"next: maskcls-infer --model {models} --images DIR --out output.csv")
     return 0
 
 
-def _check(task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None) -> None:
+def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = None) -> None:
+    """Trains what is missing of groups of folds, and scores everybody by the network that has not
+    seen them."""
+    from maskcls.commands._folds import score_folds
+    from maskcls.evaluation.oof import OOF_FILE
+    from maskcls.training.folds import group_is_finished, is_begun, train_group
+
+    done = all(group_is_finished(group) and (group / OOF_FILE).is_file() for group in groups)
+    try:
+        for group in groups:
+            results = train_group(group, changes)
+            scores = ", ".join(f"{result.best_score:.4f}" for result in results)
+            print(f"best macro F1 on the validation people of each fold: {scores} → {group}")
+        if done:
+            names = " ".join(map(str, groups))
+            print(f"{names} is finished; its scores: maskcls-evaluate --oof {names}")
+            return
+        score_folds(groups)
+        print(
+            f"next: maskcls-combine {' '.join(map(str, groups))} --model-dir {groups[0].parents[1]}"
+        )
+    except (KeyboardInterrupt, SystemExit):
+        if any(map(is_begun, groups)):
+            for group in groups:
+                if not group_is_finished(group):
+                    print(f"interrupted; go on with: maskcls-train --resume {group}")
+        raise
+
+
+def check_values(
+    task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None
+) -> None:
     """
     Raises:
         ConfigError: a value that does not fit; names the file where the file brought it.
@@ -160,18 +233,22 @@ def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str
     from maskcls.errors import CheckpointError
     from maskcls.training import resume
 
-    config_file = run / "config.yaml"
+    config_file = run / (FOLDS_FILE if is_group(run) else "config.yaml")
     if not config_file.is_file():
         raise CheckpointError(f"{run}: not a run folder (no config.yaml in it)")
     own = str(read_yaml(config_file).get("task"))
     if task not in (None, own):
         raise CheckpointError(f"{run}: is a run of task {own}, not {task}")
-    result = resume(run, file_values(values, own) | flags)
+    changes = file_values(values, own) | flags
+    if is_group(run):
+        _train_groups([run], changes)
+        return 0
+    result = resume(run, changes)
     print(f"{own}: best macro F1 {result.best_score:.4f} → {result.folder / 'best.pt'}")
     return 0
 
 
-def _places(has_data: bool) -> dict[str, Any]:
+def default_places(has_data: bool) -> dict[str, Any]:
     """Where data and runs lie if neither file nor flags say: the environment's folders, and for
     data the built-in sample."""
     places: dict[str, Any] = {}
@@ -187,34 +264,6 @@ def _places(has_data: bool) -> dict[str, Any]:
         places = {"model_dir": str(SAMPLE_DIR)} | places
         places["data_dir"] = (str(ensure_sample(data) / "train"),)
     return places
-
-
-def _choose_preset(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
-    """The preset that fits what the network starts from."""
-    from maskcls.weights import find_start, model_of
-
-    given = file_values(values, task) | flags
-    weights = given.get("weights", TrainConfig.weights)
-    model = given.get("model", PRESETS["imagenet"][task]["model"])
-    start = find_start(weights, model, print)
-    if start is None:
-        return resolve(task, "scratch", values, {**flags, "weights": "none"})
-    if weights == "auto":
-        return resolve(task, "imagenet", values, {**flags, "weights": "imagenet"})
-    own = model_of(start)  # one of our checkpoints says which network it is
-    if own is not None and "model" not in given:
-        flags = {**flags, "model": own}
-    return resolve(task, "imagenet", values, flags)
-
-
-def _can_follow(config: TrainConfig, first: TrainConfig) -> bool:
-    """Whether a branch that would start at random can start from the one before it. The same
-    people must validate in both: a network that has seen them would flatter itself."""
-    return (
-        config.weights == first.weights == "none"
-        and config.model == first.model
-        and all(getattr(config, name) == getattr(first, name) for name in PEOPLE_FIELDS)
-    )
 
 
 def _kind(hint: Any) -> type:

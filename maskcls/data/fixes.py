@@ -11,13 +11,15 @@ must be what the data says, so a table that has gone stale is noticed.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from maskcls.data.profiles import Profile, nfc
 from maskcls.errors import DataError, unknown
+from maskcls.files import replacing, write_rows
 from maskcls.labels import AgeLabels, GenderLabels, MaskLabels
 
 COLUMNS = ("target", "field", "old", "new", "why")
@@ -72,6 +74,16 @@ def read_fixes(path: Path) -> list[Fix]:
             raise DataError(f"{where}: {fix.field} of {fix.target!r} is corrected twice")
         seen.add(key)
     return fixes
+
+
+def write_fixes(path: Path, fixes: Iterable[Fix]) -> None:
+    """A table that `read_fixes` reads, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        write_rows(file, itertools.chain([COLUMNS], (astuple(fix) for fix in fixes)))
 
 
 def apply_fixes(profiles: Iterable[Profile], fixes: Sequence[Fix]) -> list[Profile]:

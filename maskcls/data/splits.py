@@ -18,6 +18,7 @@ import numpy as np
 from maskcls.data.profiles import Profile
 from maskcls.errors import ConfigError, DataError
 from maskcls.files import write_rows
+from maskcls.labels import AgeLabels
 
 SPLIT_COLUMNS = ("person", "gender", "age", "pictures", "content", "side")
 
@@ -126,6 +127,17 @@ def people_of(table: str, side: str) -> set[str]:
     """The people of one side, `train` or `val`, in the text of a `split.csv`."""
     rows = csv.DictReader(io.StringIO(table, newline=""))
     return {row["person"] for row in rows if row["side"] == side}
+
+
+def side_sizes(table: str) -> dict[str, dict[tuple[str, int], tuple[int, int]]]:
+    """Of the text of a `split.csv`: side, `train` or `val` → (gender, age group) → people and
+    pictures."""
+    sizes: dict[str, dict[tuple[str, int], tuple[int, int]]] = {"train": {}, "val": {}}
+    for row in csv.DictReader(io.StringIO(table, newline="")):
+        group = row["gender"], int(AgeLabels.from_number(row["age"]))
+        people, pictures = sizes[row["side"]].get(group, (0, 0))
+        sizes[row["side"]][group] = people + 1, pictures + int(row["pictures"])
+    return sizes
 
 
 def split_hash(table: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -50,6 +50,13 @@ svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-seri
 .mistakes figure { border: 1px solid #ccc; border-radius: 6px; padding: 8px; max-width: none; }
 .pair { display: flex; gap: 6px; }
 .pair img { flex: 0 1 auto; min-width: 0; height: auto; object-fit: contain; }
+.findings { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 360px), 1fr)); }
+.findings > figure { border: 1px solid #ccc; border-radius: 6px; padding: 8px; max-width: none; }
+.faces { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 6px; }
+.faces figure { margin: 0; width: 84px; }
+.faces img { display: block; width: 100%; height: auto; }
+.faces figcaption { font-size: .75rem; line-height: 1.3; }
 details { margin: 10px 0; }
 summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 @media print { .scroll { overflow: visible; } }
@@ -74,6 +81,12 @@ def page(title: str, body: Iterable[str]) -> str:
 def paragraph(text: str, kind: str = "") -> str:
     """`kind`: a class of the style sheet."""
     return f"<p{_class(kind)}>{escape(text)}</p>"
+
+
+def facts(lines: Mapping[str, str]) -> str:
+    """What the page is about, under its title: name → value."""
+    items = "".join(f"<dt>{escape(k)}:</dt><dd>{escape(v)}</dd>" for k, v in lines.items())
+    return f'<dl class="facts">{items}</dl>'
 
 
 def table(

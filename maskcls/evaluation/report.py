@@ -18,7 +18,17 @@ from maskcls.errors import DataError
 from maskcls.evaluation.charts import line_chart, reliability_chart
 from maskcls.evaluation.groups import FEW, Factor, Group, group_scores, scores_of
 from maskcls.evaluation.mistakes import Mistake
-from maskcls.evaluation.page import chart, number, page, paragraph, picture, row, share, table
+from maskcls.evaluation.page import (
+    chart,
+    facts,
+    number,
+    page,
+    paragraph,
+    picture,
+    row,
+    share,
+    table,
+)
 from maskcls.evaluation.people import DRAWS, LEVEL, Interval, intervals
 from maskcls.evaluation.reliability import (
     BINS,
@@ -195,14 +205,14 @@ def _head(report: Report) -> Iterator[str]:
     answers = report.answers
     yield f"<header><h1>{escape(report.title)}</h1>"
     people = f"{len(set(answers.people))} people, " if answers.people is not None else ""
-    facts = {
-        "Made": f"{report.made:%Y-%m-%d %H:%M} {report.made.tzname() or ''}",
-        **{f"Network, {run.task}": f"{run.model}, {run.folder}" for run in report.runs},
-        **report.facts,
-        "Scored on": f"{people}{len(answers.truth)} pictures",
-    }
-    lines = "".join(f"<dt>{escape(k)}:</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-    yield f'<dl class="facts">{lines}</dl>'
+    yield facts(
+        {
+            "Made": f"{report.made:%Y-%m-%d %H:%M} {report.made.tzname() or ''}",
+            **{f"Network, {run.task}": f"{run.model}, {run.folder}" for run in report.runs},
+            **report.facts,
+            "Scored on": f"{people}{len(answers.truth)} pictures",
+        }
+    )
     if any(mistake.views for mistake in report.mistakes or ()):
         yield paragraph(
             "Privacy: this file holds pictures of people and the names of their folders. Treat it "

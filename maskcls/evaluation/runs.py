@@ -1,43 +1,112 @@
-"""The report of trained networks on people who validated all of them."""
+"""Trained networks on people who validated all of them: their answers, and the report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from maskcls.checkpoints import read_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.data.profiles import Profile
-from maskcls.data.runs import labelled_pictures
+from maskcls.data.runs import labelled_pictures, people_of_run
+from maskcls.errors import DataError
 from maskcls.evaluation.mistakes import describe, worst
 from maskcls.evaluation.report import Answers, Report, Run, beliefs_of, read_history
 from maskcls.images import read_image
 from maskcls.labels import MULTI
 from maskcls.manifest import Manifest
-from maskcls.runtime.labelling import prepare
+from maskcls.runtime import Source
+from maskcls.runtime.labelling import decoded_batches, predict, prepare
+
+
+@dataclass(frozen=True, eq=False)
+class CommonAnswers:
+    """What networks answer together about the pictures (N) of people who validated all of them."""
+
+    people: list[Profile]
+    found: dict[str, np.ndarray]  # path of a picture → probabilities of the 18 classes (18,)
+    truth: np.ndarray  # (N,) of the 18 classes, in the order of `found`
+    predicted: np.ndarray  # (N,) the most probable
+    whose: list[str]  # (N) the person
+    unreadable: int  # pictures that are left out, as validation did
+
+
+def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -> CommonAnswers:
+    """`engine`: the networks of `checkpoints`, which lie in their run folders and together answer
+    every attribute.
+
+    Raises:
+        DataError: nobody validated all of them, their pictures are gone, or runs hold different
+            labels of somebody.
+    """
+    people = _common_people(
+        [
+            people_of_run(path, Manifest.from_json(read_checkpoint(path)["manifest"]), "val")
+            for path in checkpoints
+        ]
+    )
+    labels = {str(path): label for path, label in labelled_pictures(people)}
+    sources = [Source(name, Path(name)) for name in labels]
+    found: dict[str, np.ndarray] = {}
+    with tqdm(total=len(sources), desc="answering", unit="img", disable=None) as bar:
+        for batch in decoded_batches(engine.specs, sources, 32, 2, None):
+            good = [picture for picture in batch if not picture.error]
+            if good:
+                ids = (picture.source.image_id for picture in good)
+                found |= dict(zip(ids, predict(engine, good), strict=True))
+            bar.update(len(batch))
+    whose = {str(p.path): person.person for person in people for p in person.pictures}
+    return CommonAnswers(
+        people,
+        found,
+        np.array([labels[name] for name in found]),
+        np.array([int(probabilities.argmax()) for probabilities in found.values()]),
+        [whose[name] for name in found],
+        len(sources) - len(found),
+    )
+
+
+def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:
+    """Those who validated all runs, as the first run knows them.
+
+    Raises:
+        DataError: there are none, or runs hold different labels of one.
+    """
+    known = [{p.person: (p.gender, p.age, len(p.pictures)) for p in side} for side in sides]
+    common = set(known[0]).intersection(*known[1:])
+    if not common:
+        raise DataError(
+            "nobody validated all of these runs; train them with the same --seed and --val-ratio, "
+            "or the same --fold"
+        )
+    for person in sorted(common):
+        if len({labels[person] for labels in known}) > 1:
+            raise DataError(
+                f"{person}: these runs were trained with different labels of this person"
+            )
+    return [person for person in sides[0] if person.person in common]
 
 
 def report_runs(
     checkpoints: Sequence[Path],
     engine: TorchClassifier,
-    people: Sequence[Profile],
-    found: Mapping[str, np.ndarray],
+    answered: CommonAnswers,
     *,
     pictures: bool = True,
 ) -> Report:
-    """`engine`: the networks of `checkpoints`, which lie in their run folders. `found`: path of a
-    picture of these people → probabilities of the 18 classes (18,). `pictures`: False shows none.
+    """`engine`: the networks of `checkpoints`, which lie in their run folders and answered.
+    `pictures`: False shows none.
 
     Raises:
         PictureError: a picture that could be read before cannot be read any more.
     """
-    owners = {str(picture.path): person for person in people for picture in person.pictures}
-    labels = {str(path): label for path, label in labelled_pictures(people)}
-    names = list(found)
-    truth = np.array([labels[name] for name in names])
-    probabilities = np.stack([found[name] for name in names])
+    races = {person.person: person.race for person in answered.people}
+    names, truth = list(answered.found), answered.truth
+    probabilities = np.stack(list(answered.found.values()))
     chosen = worst(probabilities, truth)
     paths = [Path(names[place]) for place in chosen]
     pixels: list[np.ndarray] = []
@@ -55,10 +124,10 @@ def report_runs(
     answers = Answers(
         MULTI,
         truth,
-        probabilities.argmax(axis=1),
+        answered.predicted,
         MULTI.decode(truth),
-        people=[owners[name].person for name in names],
-        races=[owners[name].race for name in names],
+        people=answered.whose,
+        races=[races[person] for person in answered.whose],
         beliefs=beliefs_of(MULTI, probabilities, truth),
     )
     runs = [_run(path) for path in checkpoints]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,20 @@ class ClassScores:
     macro_f1: float
     accuracy: float
 
+    def to_list(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Plain values of each class, for JSON. `names` (C)."""
+        return [
+            {
+                "label": label,
+                "name": name,
+                "precision": float(self.precision[label]),
+                "recall": float(self.recall[label]),
+                "f1": float(self.f1[label]),
+                "support": int(self.support[label]),
+            }
+            for label, name in enumerate(names)
+        ]
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -60,17 +74,7 @@ class Scores:
                 attribute: {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
                 for attribute, scores in self.attributes.items()
             },
-            "per_class": [
-                {
-                    "label": label,
-                    "name": name,
-                    "precision": float(classes.precision[label]),
-                    "recall": float(classes.recall[label]),
-                    "f1": float(classes.f1[label]),
-                    "support": int(classes.support[label]),
-                }
-                for label, name in enumerate(MULTI.class_names)
-            ],
+            "per_class": classes.to_list(MULTI.class_names),
             "count": self.count,
             "missing": self.missing,
             "confusion": self.confusion[:, : MULTI.num_classes].tolist(),

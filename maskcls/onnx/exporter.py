@@ -18,16 +18,27 @@ from maskcls.checkpoints import file_digest, open_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.data.profiles import Profile, read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
-from maskcls.errors import CheckpointError, DataError, ExportError, PictureError
+from maskcls.data.splits import read_split, split_hash
+from maskcls.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    PictureError,
+    unknown,
+)
+from maskcls.evaluation.report import Answers
 from maskcls.files import replacing, write_atomic
 from maskcls.images import read_image
-from maskcls.labels import ATTRIBUTES
-from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
+from maskcls.labels import ATTRIBUTES, MULTI, Task
+from maskcls.manifest import ONNX_KEY, PRECISIONS, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.models import restore_model
+from maskcls.onnx.card import CARD_FILE, Compared, Side, model_card
 from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.fuse import fuse
-from maskcls.onnx.parity import MAX_F1_DROP, Parity, compare, load_pictures
+from maskcls.onnx.parity import MAX_F1_DROP, Parity, Pictures, compare, load_pictures
 from maskcls.onnx.quantise import to_fp16, to_int8
+from maskcls.onnx.triton import model_file, write_repository
 from maskcls.runtime.session import open_session, write_seen
 from maskcls.runtime.sources import list_pictures
 
@@ -45,7 +56,9 @@ class ExportResult:
     """Files that passed, and how."""
 
     files: tuple[Path, ...]
+    card: Path
     parity: Parity
+    repository: Path | None = None  # of Triton, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -65,19 +78,25 @@ def export(
     pictures: Path | None = None,
     max_pictures: int = 1024,
     max_f1_drop: float = MAX_F1_DROP,
+    triton: bool = False,
     say: Callable[[str], None] = print,
 ) -> ExportResult:
     """Writes one file per network, and the fused one where the networks answer every attribute.
 
     `pictures`: a data folder or any folder of pictures to compare on; default: the people who
-    validated the run. `max_pictures` of them are drawn at random, the same every time.
-    `parity.json` is written in any case; the ONNX files only if the comparison passed.
+    validated the run, or, where there are none, those who trained it, which is said.
+    `max_pictures` of them are drawn at random, the same every time. `parity.json` is written in any
+    case; the ONNX files and `model_card.md` only if the comparison passed. With `triton` the fused
+    file, or the single network, is in a model repository, too.
 
     Raises:
         ExportError: a network cannot be converted, or its file does not answer as PyTorch does.
         CheckpointError: a checkpoint that cannot be read, or one task twice.
+        ConfigError: no such precision.
         DataError: no pictures to compare on, or to calibrate int8 on.
     """
+    if precision not in PRECISIONS:
+        raise ConfigError(unknown("precision", precision, PRECISIONS))
     networks = []
     trained_on: frozenset[int] | None = frozenset()
     for path in checkpoints:
@@ -102,7 +121,7 @@ def export(
             f"networks of {' and '.join(tasks)} do not answer {', '.join(ATTRIBUTES)} once each; "
             "give one of each branch, or a single network"
         )
-    listed = _listed(networks, pictures, max_pictures)
+    listed, people, side = _listed(networks, pictures, max_pictures, say)
     say(f"comparing with PyTorch on {len(listed)} pictures")
     loaded = load_pictures(listed, input_size)
     if not loaded.images:
@@ -135,20 +154,29 @@ def export(
     verdict = parity.to_dict() | ({"spared_tensors": spared} if precision == "int8" else {})
     write_atomic(out / PARITY_FILE, (json.dumps(verdict, indent=1) + "\n").encode())
     if parity.failures:
-        for name in files:  # of an earlier export: it must not pass for this one
+        for name in (*files, CARD_FILE):  # of an earlier export: it must not pass for this one
             (out / name).unlink(missing_ok=True)
+            model_file(out, name).unlink(missing_ok=True)
         raise ExportError(
             f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
             f"but {out / PARITY_FILE}"
         )
     for name, (proto, described) in files.items():
-        entries = {ONNX_KEY: dataclasses.replace(described, parity=verdict).to_json()}
+        described = dataclasses.replace(described, parity=verdict)
+        entries = {ONNX_KEY: described.to_json()}
         if (seen_text := write_seen(trained_on)) is not None:
             entries[SEEN_KEY] = seen_text
         onnx.helper.set_model_props(proto, entries)
         with replacing(out / name) as temporary:
             onnx.save(proto, temporary)
-    return ExportResult(tuple(out / name for name in files), parity)
+    task = MULTI if complete else networks[0].manifest.get_task()
+    answers = _answers(loaded, people, parity.labels, task)
+    compared = Compared(answers, side, trained_on)
+    card = model_card(described, [_split(network) for network in networks], compared)
+    write_atomic(out / CARD_FILE, card.encode("utf-8", errors="backslashreplace"))
+    written = tuple(out / name for name in files)
+    repository = write_repository(written[-1], out) if triton else None
+    return ExportResult(written, out / CARD_FILE, parity, repository)
 
 
 def _smaller(
@@ -197,23 +225,69 @@ def _describe(
 
 
 def _listed(
-    networks: Sequence[_Network], folder: Path | None, most: int
-) -> list[tuple[Path, int | None]]:
-    """Pictures to compare on, with their labels where they are known.
+    networks: Sequence[_Network],
+    folder: Path | None,
+    most: int,
+    say: Callable[[str], None],
+) -> tuple[list[tuple[Path, int | None]], list[Profile], Side | None]:
+    """Pictures to compare on, with their labels where they are known; the people on them; and the
+    side of the split that these are of, None for those of `folder`.
 
     Raises:
         DataError: there are none.
     """
     listed: Sequence[tuple[Path, int | None]]
+    people: list[Profile] = []
+    side: Side | None = None
     if folder is None:
-        listed = labelled_pictures(_people(networks[0], "val"))
+        side = "val"
+        people = _people(networks[0], side)
+        if not people:  # an ensemble of folds: each person has trained some of it
+            say(
+                f"nobody is new to all networks of {networks[0].path}: the comparison, and what "
+                "macro F1 it costs, are of people who trained it; --parity-images names others"
+            )
+            side = "train"
+            people = _people(networks[0], side)
+        listed = labelled_pictures(people)
     else:
         try:
-            listed = labelled_pictures(read_profiles(folder))
+            people = read_profiles(folder)
+            listed = labelled_pictures(people)
         except DataError:  # no data folder: any pictures will do
             listed = [(source.path, None) for source in list_pictures(folder)]
     order = np.random.default_rng(0).permutation(len(listed))[:most]
-    return [listed[index] for index in sorted(order)]
+    return [listed[index] for index in sorted(order)], people, side
+
+
+def _answers(
+    pictures: Pictures,
+    people: Sequence[Profile],
+    labels: np.ndarray,
+    task: Task,
+) -> Answers | None:
+    """What the files answered, `labels` of `task`; None where nobody knows what is right."""
+    if pictures.truth is None:
+        return None
+    owners = {picture.path: person for person in people for picture in person.pictures}
+    shown = [owners[path] for path in pictures.paths]
+    return Answers(
+        task,
+        task.from_multi(pictures.truth),
+        labels,
+        MULTI.decode(pictures.truth),
+        people=[person.person for person in shown],
+        races=[person.race for person in shown],
+    )
+
+
+def _split(network: _Network) -> str | None:
+    """The text of the `split.csv` that a network was trained with, None where it is gone."""
+    try:
+        text = read_split(network.path.parent / "split.csv")
+    except OSError:
+        return None
+    return text if split_hash(text) == network.manifest.split_hash else None
 
 
 def _calibration(network: _Network) -> np.ndarray:

@@ -9,7 +9,7 @@ comparison of it reads 0.0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,13 @@ class Parity:
     f1_onnx: float
     f1_of: str  # what the macro F1 is measured against
     failures: tuple[str, ...]
+    labels: np.ndarray = field(compare=False)  # (pictures,) classes that the files answered
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"passed": not self.failures}
+        """Plain values, for JSON; without `labels`."""
+        values = asdict(self) | {"passed": not self.failures}
+        del values["labels"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Pictures:
 
     images: tuple[Image.Image, ...]
     truth: np.ndarray | None
+    paths: tuple[Path, ...]
 
 
 def load_pictures(
@@ -80,7 +84,7 @@ def load_pictures(
 ) -> Pictures:
     """Decodes pictures; one that cannot be read is left out. `input_size`: (height, width) of a
     fused file that takes one size only, to which a caller brings them."""
-    images, truth = [], []
+    images, truth, paths = [], [], []
     for path, label in listed:
         try:
             image = read_image(path)
@@ -91,8 +95,10 @@ def load_pictures(
             image = Image.fromarray(fitted)
         images.append(image)
         truth.append(label)
+        paths.append(path)
     known = [label for label in truth if label is not None]
-    return Pictures(tuple(images), np.array(known) if len(known) == len(truth) else None)
+    labels = np.array(known) if len(known) == len(truth) else None
+    return Pictures(tuple(images), labels, tuple(paths))
 
 
 def compare(
@@ -172,6 +178,7 @@ def compare(
         f1_onnx=scores[1],
         f1_of="labels of the data" if truth is not None else "the labels that PyTorch gives",
         failures=tuple(dict.fromkeys(failures)),
+        labels=labels,
     )
 
 

@@ -6,10 +6,11 @@ import hashlib
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,8 @@ from maskcls.runtime.parts import Parts, Row, only_job
 from maskcls.runtime.shards import Shard
 from maskcls.runtime.sources import Pictures, Source
 from maskcls.runtime.tables import write_table
+
+Item = TypeVar("Item")
 
 PART = 512
 """Pictures per part, at least: what a killed job loses at most, and what is in memory of its rows.
@@ -218,13 +221,20 @@ def decoded_batches(
     workers: int,
     known: frozenset[int] | None,
 ) -> Iterator[list[Decoded]]:
+    """Batches in order; see `ahead`."""
+    return ahead(lambda source: load(source, specs, known), sources, batch_size, workers)
+
+
+def ahead(
+    decode: Callable[[Item], Decoded], items: Iterable[Item], batch_size: int, workers: int
+) -> Iterator[list[Decoded]]:
     """Batches in order; the next ones are decoded while the caller works on the present one, and
     never more than three are in memory."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[list[Future[Decoded]]] = []
         try:
-            for part in _split(sources, batch_size):
-                waiting.append([pool.submit(load, source, specs, known) for source in part])
+            for part in _split(items, batch_size):
+                waiting.append([pool.submit(decode, item) for item in part])
                 if len(waiting) == 3:
                     yield [future.result() for future in waiting.pop(0)]
             while waiting:
@@ -267,9 +277,9 @@ def answered_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def _split(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
+def _split(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of so many, the last of what is left."""
-    rest = iter(sources)
+    rest = iter(items)
     while part := list(itertools.islice(rest, size)):
         yield part
 
@@ -308,7 +318,7 @@ def _predict_good(engine: Engine, batch: Sequence[Decoded]) -> np.ndarray:
 
 
 def decode_for(
-    content: bytes, name: Path, specs: Sequence[PreprocessSpec | None]
+    content: bytes, name: str | Path, specs: Sequence[PreprocessSpec | None]
 ) -> tuple[np.ndarray, ...]:
     """A picture file's content → what each input of an engine is fed.
 

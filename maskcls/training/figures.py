@@ -1,4 +1,4 @@
-"""Pictures of a training, for TensorBoard."""
+"""Pictures of a training, for its trackers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
@@ -37,3 +38,11 @@ def grid_image(
             color="black" if label == prediction else "firebrick",
         )
     return figure
+
+
+def to_pixels(figure: Figure) -> np.ndarray:
+    """A figure as it looks: uint8 (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return rgba[..., :3].copy()

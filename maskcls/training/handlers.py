@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, EarlyStopping, EMAHandler, ProgressBar
-from ignite.handlers.tensorboard_logger import TensorboardLogger
 from ignite.metrics import RunningAverage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -32,9 +31,12 @@ from maskcls.training.figures import grid_image
 from maskcls.training.interruption import Interruption
 from maskcls.training.schedule import Schedule, get_lr
 from maskcls.training.seeding import seed_step
+from maskcls.training.trackers import Trackers
 
 EMA_MOMENTUM = "ema_momentum"  # where Ignite's handler reads it from the engine's state
-MISTAKES = 16  # shown in TensorBoard's grid
+EpochEnded = Callable[[int, float], None]
+"""Is told an epoch, from 1, and its macro F1 on the validation people."""
+MISTAKES = 16  # shown in the trackers' grid
 
 
 @dataclass
@@ -142,15 +144,18 @@ def setup_handlers(
     val_loader: DataLoader[Batch],
     val_pictures: Subset[Item],
     folder: Path,
+    trackers: Trackers,
     calibration: ValidationCalibration | None,
     extra: Callable[[Mapping[str, float]], dict[str, Any]],
     interruption: Interruption,
+    epoch_ended: EpochEnded | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Attaches everything; returns the objects whose states make up `last.pt`, for resuming.
 
     `extra`: the epoch's metrics → what checkpoints hold besides states (the manifest).
     `interruption`: asked after each step and each epoch whether to save and end.
+    `epoch_ended`: told each epoch's score when all else is done; may raise to end the training.
     """
     evaluated = model if ema is None else ema.ema_model
     batches: EpochBatches = train_loader.batch_sampler  # type: ignore[assignment]
@@ -261,9 +266,19 @@ def setup_handlers(
             f"{clock['images'] / seconds:.0f} img/s, {seconds:.0f} s{stopped}"
         )
 
-    _attach_tensorboard(
-        trainer, evaluator, task, optimizer, history, mistakes, val_pictures, folder
-    )
+    trackers.attach(trainer, optimizer, lambda: history.rows[-1])
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def show_pictures(engine: Engine) -> None:
+        if not trackers:  # to draw takes time
+            return
+        matrix = evaluator.state.metrics["confusion"].cpu().numpy().astype(np.int64)
+        title = f"epoch {engine.state.epoch}"
+        trackers.show("confusion", confusion_figure(matrix, task.class_names, title), engine)
+        if mistakes.indices:
+            pixels = np.stack([val_pictures.dataset[i][0].numpy() for i in mistakes.indices])
+            grid = grid_image(pixels, mistakes.labels, mistakes.predictions, task.class_names)
+            trackers.show("validation mistakes", grid, engine)
 
     # --- the last word, after each step and each epoch ---
 
@@ -282,57 +297,14 @@ def setup_handlers(
         if interruption.signal is not None and engine.state.epoch < config.epochs:
             interruption.end()
 
+    if epoch_ended is not None:
+        tell = epoch_ended
+
+        @trainer.on(Events.EPOCH_COMPLETED)
+        def tell_the_score(engine: Engine) -> None:
+            tell(engine.state.epoch, history.rows[-1]["macro_f1"])
+
     return states
-
-
-def _attach_tensorboard(
-    trainer: Engine,
-    evaluator: Engine,
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-    mistakes: Mistakes,
-    val_pictures: Subset[Item],
-    folder: Path,
-) -> None:
-    logger = TensorboardLogger(log_dir=str(folder))
-    logger.attach_output_handler(
-        trainer,
-        Events.ITERATION_COMPLETED(every=20),
-        tag="step",
-        output_transform=lambda output: {"loss": output["loss"]},
-    )
-    logger.attach_opt_params_handler(
-        trainer, Events.ITERATION_COMPLETED(every=20), optimizer, param_name="lr"
-    )
-
-    @trainer.on(Events.EPOCH_COMPLETED)
-    def write(engine: Engine) -> None:
-        epoch = engine.state.epoch
-        for name, value in history.rows[-1].items():
-            logger.writer.add_scalar(f"epoch/{name}", value, epoch)
-        matrix = evaluator.state.metrics["confusion"].cpu().numpy().astype(np.int64)
-        logger.writer.add_figure(
-            "confusion", confusion_figure(matrix, task.class_names, f"epoch {epoch}"), epoch
-        )
-        if mistakes.indices:
-            pixels = np.stack([val_pictures.dataset[i][0].numpy() for i in mistakes.indices])
-            grid = grid_image(pixels, mistakes.labels, mistakes.predictions, task.class_names)
-            logger.writer.add_figure("validation mistakes", grid, epoch)
-        logger.writer.flush()
-
-    trainer.add_event_handler(Events.COMPLETED, logger.close)
-    trainer.add_event_handler(Events.EXCEPTION_RAISED, _close_and_raise(logger))
-
-
-def _close_and_raise(logger: TensorboardLogger) -> Callable[[Engine, BaseException], None]:
-    def handle(engine: Engine, error: BaseException) -> None:
-        try:
-            logger.close()
-        finally:  # the first error is the one to hear of: a full disk fails both
-            raise error
-
-    return handle
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ MODEL_DIR/<task>/<name>/  config.yaml  split.csv  last.pt  best.pt  metrics.csv 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, Subset
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
-from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, TrainConfig, read_yaml, to_yaml
+from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, to_yaml
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
@@ -39,9 +40,17 @@ from maskcls.data.targets import (
     step_centres,
     steps_per_group,
 )
-from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
+from maskcls.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    TrackerError,
+    TrainingError,
+    WeightsError,
+)
 from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
+from maskcls.folds import is_group
 from maskcls.labels import get_task
 from maskcls.losses import AuxiliaryLoss, balanced_weights, create_age_criterion, create_criterion
 from maskcls.manifest import Manifest
@@ -61,14 +70,15 @@ from maskcls.training.engines import (
     resolve_device,
     resolve_precision,
 )
-from maskcls.training.handlers import setup_handlers
+from maskcls.training.handlers import EpochEnded, setup_handlers
 from maskcls.training.interruption import Interruption
 from maskcls.training.metrics import attach_metrics
 from maskcls.training.paths import increment_path
 from maskcls.training.report import report_run
 from maskcls.training.schedule import Schedule, create_optimizer
 from maskcls.training.seeding import seed_everything
-from maskcls.weights import apply_start, find_start
+from maskcls.training.trackers import Trackers, require_packages, tracking
+from maskcls.weights import apply_start, find_start, seen_by
 
 
 @dataclass(frozen=True)
@@ -81,13 +91,25 @@ class RunResult:
     unreadable: int  # pictures that were skipped
 
 
-def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
-    """Trains one network into a new run folder.
+def train(
+    config: TrainConfig,
+    say: Callable[[str], None] = print,
+    folder: Path | None = None,
+    *,
+    epoch_ended: EpochEnded | None = None,
+    interruption: Interruption | None = None,
+) -> RunResult:
+    """Trains one network into a new run folder, or into `folder`.
+
+    `epoch_ended` is told the score of each epoch, once it is saved; what it raises ends the
+    training. `interruption`: of a caller that goes on after the training, and looks there whether a
+    signal came too late to end it; that caller says how to go on, too.
 
     Raises:
         MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
             the first epoch.
     """
+    require_packages(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     start = find_start(config.weights, config.model, say)
@@ -101,23 +123,37 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> RunResult:
     )
     session = _Session(config, data, device, say)
     if start is not None:
+        if config.fold is not None:
+            _refuse_seen(start, data.people)
         keep = config.model != "efficientnet_b3_init"
         fresh = apply_start(session.model, start, config.task, keep_classifier=keep)
         note = f"; new classifier ({', '.join(fresh)})" if fresh else ""
         say(f"weights from {start}{note}")
-    folder = increment_path(Path(config.model_dir) / config.task / config.name)
-    config = dataclasses.replace(config, name=folder.name)
+    if folder is None:
+        folder = increment_path(Path(config.model_dir) / config.task / config.name)
+        config = dataclasses.replace(config, name=folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "split.csv", encode_table(data.table))
-    return session.run(config, folder)
+    try:
+        return session.run(config, folder, epoch_ended=epoch_ended, interruption=interruption)
+    except TrackerError:  # before the first step
+        shutil.rmtree(folder)
+        raise
 
 
 def resume(
-    folder: Path, changes: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    epoch_ended: EpochEnded | None = None,
+    interruption: Interruption | None = None,
 ) -> RunResult:
     """Goes on with a run that was interrupted; a finished one is left as it is.
 
     `changes`: config values of this call. Those of the machine may differ from the run's, and the
-    data may have moved; anything else is refused.
+    data may have moved; anything else is refused. `epoch_ended` and `interruption`: as in `train`;
+    the former is told the epochs before the interruption, too.
 
     Raises:
         CheckpointError: no run, no readable checkpoint, other data, or another config.
@@ -128,12 +164,8 @@ def resume(
         config = TrainConfig.from_dict(read_yaml(folder / "config.yaml"))
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.yaml'}: {error}") from None
-    chosen = {  # what `auto` came to was settled when the run began
-        name: value
-        for name, value in (changes or {}).items()
-        if value != "auto" or name in MACHINE_FIELDS
-    }
-    wanted = TrainConfig.from_dict({**config.to_dict(), **chosen})
+    wanted = with_changes(config, changes or {})
+    require_packages(wanted)
     if find_checkpoint(folder / "last.pt") is None:
         raise CheckpointError(
             f"{folder}: ended before anything was saved, so there is nothing to go on from; "
@@ -141,14 +173,15 @@ def resume(
         )
     content = read_checkpoint(folder / "last.pt")
     manifest = Manifest.from_json(content["manifest"])
-    _refuse_differences(folder, wanted, manifest.config)
+    refuse_differences(folder, wanted, manifest.config)
 
     missing = [name for name in ("trainer", "history") if name not in content]
     if missing:
         raise _no_state(folder, missing)
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
-    if epoch >= config.epochs or _stopped_early(content, config):
+    if _is_over(content, config):
         say(f"{folder} is finished: {epoch} epochs; nothing to do")
+        _tell_again(content["history"]["rows"], epoch_ended)
         return _result(content, folder, 0)
     data = _load_data(wanted, say)
     if split_hash(data.table) != manifest.split_hash:
@@ -160,7 +193,28 @@ def resume(
     session = _Session(wanted, data, resolve_device(wanted.device), say)
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
-    return session.run(wanted, folder, content)
+    return session.run(wanted, folder, content, epoch_ended=epoch_ended, interruption=interruption)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder's training came to its end.
+
+    Raises:
+        CheckpointError: its last checkpoint cannot be read.
+    """
+    if find_checkpoint(folder / "last.pt") is None:
+        return False
+    content = read_checkpoint(folder / "last.pt")
+    config = Manifest.from_json(content["manifest"]).config
+    return "trainer" in content and _is_over(content, TrainConfig.from_dict(config))
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """A config with the values of the call that goes on with it."""
+    chosen = {  # what `auto` came to was settled at the beginning
+        name: value for name, value in changes.items() if value != "auto" or name in MACHINE_FIELDS
+    }
+    return TrainConfig.from_dict({**config.to_dict(), **chosen})
 
 
 @dataclass(frozen=True)
@@ -206,12 +260,19 @@ class _Session:
         self.class_weights = class_weights(config.class_weights, self.counts)
 
     def run(
-        self, config: TrainConfig, folder: Path, content: dict[str, Any] | None = None
+        self,
+        config: TrainConfig,
+        folder: Path,
+        content: dict[str, Any] | None = None,
+        *,
+        epoch_ended: EpochEnded | None,
+        interruption: Interruption | None,
     ) -> RunResult:
         """Trains into `folder`, from the beginning or on from a checkpoint's content.
 
         Raises:
             TrainingError: another process trains into it.
+            TrackerError: a tracker cannot be opened.
         """
 
         def busy() -> None:
@@ -221,9 +282,20 @@ class _Session:
             # Of a resumed run, too: where its data are now; and a folder that cannot be written is
             # told before the work.
             write_atomic(folder / "config.yaml", to_yaml(config).encode())
-            return self._run(config, folder, content)
+            with tracking(config, folder, self.say) as trackers:
+                result = self._run(config, folder, content, trackers, epoch_ended, interruption)
+                trackers.keep(folder)
+            return result
 
-    def _run(self, config: TrainConfig, folder: Path, content: dict[str, Any] | None) -> RunResult:
+    def _run(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        content: dict[str, Any] | None,
+        trackers: Trackers,
+        epoch_ended: EpochEnded | None,
+        given: Interruption | None,
+    ) -> RunResult:
         data, model, device = self.data, self.model, self.device
         precision = resolve_precision(config.precision, device)
 
@@ -297,7 +369,7 @@ class _Session:
             if config.calibration != "none"
             else None
         )
-        interruption = Interruption()
+        interruption = given or Interruption()
         states = setup_handlers(
             trainer,
             evaluator,
@@ -312,6 +384,7 @@ class _Session:
             val_loader=val_loader,
             val_pictures=data.val,
             folder=folder,
+            trackers=trackers,
             calibration=calibration,
             extra=lambda metrics: {
                 "manifest": dataclasses.replace(
@@ -322,10 +395,12 @@ class _Session:
                 "seen": _fingerprints(data),
             },
             interruption=interruption,
+            epoch_ended=epoch_ended,
             say=self.say,
         )
         if content is not None:
             _restore(states, content, folder)
+            _tell_again(states["history"].rows, epoch_ended)
         left_out = {data.dataset.people[index] for index in data.left_out}
         border = (
             f" ({len(data.left_out)} of {len(left_out)} others left out, at the border of an age "
@@ -342,7 +417,8 @@ class _Session:
             with interruption:
                 trainer.run(train_loader, max_epochs=config.epochs)
         except (KeyboardInterrupt, SystemExit):
-            if (folder / "last.pt").is_file():
+            # Of a group, whoever trains it says so.
+            if given is None and (folder / "last.pt").is_file() and not is_group(folder.parent):
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
         if calibration is not None:
@@ -491,6 +567,13 @@ def _restore(states: Mapping[str, Any], content: Mapping[str, Any], folder: Path
         raise CheckpointError(f"{folder / 'last.pt'}: does not fit its config: {error}") from error
 
 
+def _tell_again(rows: Sequence[Mapping[str, float]], epoch_ended: EpochEnded | None) -> None:
+    """The scores of the epochs before an interruption."""
+    if epoch_ended is not None:
+        for row in rows:
+            epoch_ended(int(row["epoch"]), row["macro_f1"])
+
+
 def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
     return CheckpointError(
         f"{folder / 'last.pt'}: holds no state of {', '.join(missing)}; "
@@ -498,9 +581,26 @@ def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
     )
 
 
-def _stopped_early(content: Mapping[str, Any], config: TrainConfig) -> bool:
-    stopping = content.get("early_stopping")
-    return stopping is not None and stopping["counter"] >= config.patience
+def _is_over(content: Mapping[str, Any], config: TrainConfig) -> bool:
+    trainer, stopping = content["trainer"], content.get("early_stopping")
+    return trainer["iteration"] // trainer["epoch_length"] >= config.epochs or (
+        stopping is not None and stopping["counter"] >= config.patience
+    )
+
+
+def _refuse_seen(start: Path, people: Split) -> None:
+    """
+    Raises:
+        WeightsError: a network that has seen people who validate here.
+    """
+    seen = seen_by(start)
+    known = sorted(person for person in people.val if fingerprint(person) in seen)
+    if known:
+        raise WeightsError(
+            f"{start}: was trained on {len(known)} of the {len(people.val)} people who validate "
+            f"this fold, first: {known[0]}; start from a network that has not seen them, or with "
+            "--weights none"
+        )
 
 
 def _result(states: Mapping[str, Any], folder: Path, unreadable: int) -> RunResult:
@@ -508,17 +608,12 @@ def _result(states: Mapping[str, Any], folder: Path, unreadable: int) -> RunResu
     return RunResult(folder, len(scores), max(scores), unreadable)
 
 
-def _refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]) -> None:
+def refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]) -> None:
     """
     Raises:
         CheckpointError: a value that decides what is learnt differs from the run's.
     """
-    before = {**TrainConfig().to_dict(), **run}  # an older run lacks what came later, and its use
-    different = [
-        f"{name} {value!r} (the run has {before[name]!r})"
-        for name, value in wanted.to_dict().items()
-        if name not in MACHINE_FIELDS | PLACE_FIELDS and value != before[name]
-    ]
+    different = differences(wanted, run, "the run")
     if different:
         raise CheckpointError(
             f"{folder}: cannot be resumed with another config: {'; '.join(different)}. "

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from maskcls.commands.data import CHECK_EPILOG, EPILOG, EXAMPLES, SAMPLE_EPILOG, build_parser, main
+from maskcls.commands.data import (
+    AUDIT_EPILOG,
+    CHECK_EPILOG,
+    EPILOG,
+    EXAMPLES,
+    SAMPLE_EPILOG,
+    build_parser,
+    main,
+)
 
 DataDir = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -106,10 +114,10 @@ def test_sample_and_check_of_it(tmp_path: Path, capsys: Capture) -> None:
 def test_the_examples_of_the_help_parse() -> None:
     commands = [
         shlex.split(line)[1:]
-        for line in (EPILOG + CHECK_EPILOG + SAMPLE_EPILOG).splitlines()
+        for line in (EPILOG + CHECK_EPILOG + AUDIT_EPILOG + SAMPLE_EPILOG).splitlines()
         if line.startswith("  maskcls-data ")
     ]
-    assert len(commands) == 7
+    assert len(commands) == 11
     for command in commands:
         build_parser().parse_args(command)
 

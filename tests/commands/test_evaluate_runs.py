@@ -134,7 +134,7 @@ def test_what_cannot_be_scored(
     line = fails([mask_gender], capsys)
     assert "none answers age" in line
     line = fails([mask_gender, age, "--gt", "gt.csv"], capsys, code=2)
-    assert line == "error: give either runs, or --gt and --pred"
+    assert line == "error: give either runs, or --gt and --pred, or --oof"
     common = people_of(read_split(runs[0] / "split.csv"), "val")
     common &= people_of(read_split(runs[2] / "split.csv"), "val")
     if common:

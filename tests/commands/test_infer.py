@@ -109,7 +109,8 @@ def test_rows_and_order_of_the_table_are_kept(
 ) -> None:
     out = place / "deep" / "output.csv"
     assert main(["--model", str(models), "--images", str(data / "eval"), "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"labelled 42 pictures → {out}\n"
+    said = f"computing with cpu\nlabelled 42 pictures → {out}\n"
+    assert capsys.readouterr().out == said
     rows, info = table_of(out), table_of(data / "eval" / "info.csv")
     assert list(rows[0]) == ["ImageID", "ans"]
     names = [row["ImageID"] for row in rows]

@@ -57,6 +57,7 @@ LATER = {
     "rand_operations",
     "rand_magnitude",
     "erasing",
+    "tracker",
 }
 """Keys of a config that the first version did not have."""
 

@@ -342,28 +342,33 @@ PROBE = """<!DOCTYPE html><meta charset="utf-8"><body>{frames}
 }}</script>"""
 
 
-def test_nothing_is_wider_than_the_page(tmp_path: Path) -> None:
+def widths_in_a_browser(text: str, folder: Path) -> list[tuple[int, int]]:
+    """(width of the content, visible width) of a page in a window of each of `WIDTHS`."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("needs Chromium to measure the page; there is none here")
-    text = escape(render(full()))
-    frames = "".join(FRAME.format(width=width, text=text) for width in WIDTHS)
-    probe = tmp_path / "probe.html"
+    frames = "".join(FRAME.format(width=width, text=escape(text)) for width in WIDTHS)
+    probe = folder / "probe.html"
     probe.write_text(PROBE.format(frames=frames), "utf-8")
     done = subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
             *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--disable-sync", f"--user-data-dir={folder / 'profile'}"),
             *("--window-size=1500,1000", "--dump-dom", probe.as_uri()),
         ],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    found = re.findall(r"(\d+) of (\d+)", done.stdout)
+    found = [(int(a), int(b)) for a, b in re.findall(r"(\d+) of (\d+)", done.stdout)]
     assert len(found) == len(WIDTHS), done.stderr[-2000:]
-    for width, (whole, visible) in zip(WIDTHS, found, strict=True):
-        assert width - 20 <= int(visible) <= width  # less a scroll bar
-        assert int(whole) <= int(visible)
+    for width, (_, visible) in zip(WIDTHS, found, strict=True):
+        assert width - 20 <= visible <= width  # less a scroll bar
+    return found
+
+
+def test_nothing_is_wider_than_the_page(tmp_path: Path) -> None:
+    for whole, visible in widths_in_a_browser(render(full()), tmp_path):
+        assert whole <= visible

@@ -21,8 +21,6 @@ pytest.importorskip("ray")
 pyarrow = pytest.importorskip("pyarrow.parquet")
 
 from maskcls.commands.infer import main
-from maskcls.runtime import labelling
-from maskcls.runtime.partitions import partition_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -124,7 +122,9 @@ def test_two_nodes_of_which_one_dies(
     argv = ["--model", *networks, "--images", "photos", "--batch-size", "2", "--provider", "cpu"]
     assert main([*argv, "--out", "whole.parquet"]) == 0
 
-    job = infer([*argv, "--engine", "ray", "--out", "labels", "--partition-size", "2"], nodes.address)
+    job = infer(
+        [*argv, "--engine", "ray", "--out", "labels", "--partition-size", "2"], nodes.address
+    )
     deadline = time.monotonic() + 60
     while len(list(Path("labels").glob("*.parquet"))) < 3 and job.poll() is None:
         assert time.monotonic() < deadline

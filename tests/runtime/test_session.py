@@ -222,3 +222,12 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     for provider in ("cuda", "tensorrt"):
         assert f"  {provider:10}{why_not(provider) and 'no: ' or 'works'}" in out
     assert "JPEG by" in out
+    assert "are one module" not in out
+
+
+def test_doctor_sees_two_packages_of_one_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "version", lambda package: "1.31.0")
+    assert doctor.main([]) == 0
+    assert "onnxruntime and onnxruntime-gpu are one module" in capsys.readouterr().out

@@ -1,0 +1,391 @@
+"""A label audit: people and pictures, ranked by how much out-of-fold predictions contradict their
+labels, and the corrections that follow from it, for somebody to review.
+
+Gender and age are facts about a person, the mask is one about a picture: what is judged is the
+person, from all their pictures together, or the single picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from maskcls.data.fixes import PICTURE_FIELDS, Fix, apply_fixes
+from maskcls.data.profiles import Picture, Profile, nfc, read_profiles
+from maskcls.errors import DataError
+from maskcls.evaluation.label_errors import (
+    Judgement,
+    age_agreement,
+    calibrate,
+    find_swaps,
+    judge,
+    pool,
+)
+from maskcls.evaluation.oof import OofTable
+from maskcls.files import replacing, write_rows
+from maskcls.labels import ATTRIBUTES, AgeLabels, GenderLabels, MaskLabels, Task
+from maskcls.provenance import provenance_path
+
+RANKING_COLUMNS = (
+    *("attribute", "rank", "target", "label", "answer", "doubt", "p_label", "p_answer"),
+    *("pictures", "contradicted", "why"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One label, and what is answered in its place."""
+
+    attribute: str
+    target: str  # as in a table of fixes: a person's folder, or a picture in it
+    profile: Profile
+    picture: Picture | None  # where the label is a picture's
+    label: int  # classes of the attribute
+    answer: int  # the most probable class other than the label
+    doubt: float  # 0..1, what ranks: 1 - the support of the label
+    label_probability: float
+    answer_probability: float
+    pictures: tuple[tuple[Path, float], ...]  # that were answered, and the label's probability
+    contradicted: bool
+    why: str
+    swapped_with: str | None = None  # the target whose label it has
+
+    @property
+    def label_name(self) -> str:
+        """The label; of an age in years, too."""
+        name = ATTRIBUTES[self.attribute][self.label]
+        return f"{name} ({self.profile.age})" if self.attribute == "age" else name
+
+    @property
+    def answer_name(self) -> str:
+        return ATTRIBUTES[self.attribute][self.answer]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What came of it."""
+
+    files: tuple[Path, ...]
+    data_dirs: tuple[Path, ...]
+    fixes: tuple[Fix, ...]  # that the trainings had
+    rankings: Mapping[str, Sequence[Finding]]  # attribute → all its labels, the most doubtful first
+
+
+def audit_labels(predictions: Sequence[OofTable]) -> Audit:
+    """Predictions of one or several tasks, or of several trainings of one: what answers the same
+    label is taken together.
+
+    Raises:
+        DataError: none given; of trainings with different corrections; a data folder that cannot be
+            read; a picture that is not in it, or has another label there.
+    """
+    if not predictions:
+        raise DataError("no out-of-fold predictions were given")
+    fixes = predictions[0].fixes
+    for one in predictions:
+        if set(one.fixes) != set(fixes):
+            raise DataError(
+                f"{predictions[0].file} and {one.file}: of trainings with different --fixes; audit "
+                "them one by one"
+            )
+    people = _People(predictions, fixes)
+    rows: dict[str, list[_Row]] = {name: [] for name in ATTRIBUTES}
+    for one in predictions:
+        _collect(one, people, rows)
+    corrected = {(nfc(fix.target), fix.field) for fix in fixes}
+    return Audit(
+        tuple(one.file for one in predictions),
+        people.data_dirs,
+        fixes,
+        {name: _rank(name, each, corrected) for name, each in rows.items() if each},
+    )
+
+
+def chosen(ranking: Sequence[Finding], top: int | float) -> list[Finding]:
+    """The contradicted labels among the first `top` of a ranking, an int, or among so large a share
+    of it, a float; with the other half of each swap."""
+    count = top if isinstance(top, int) else int(np.ceil(top * len(ranking)))
+    first = [finding for finding in ranking[:count] if finding.contradicted]
+    targets = {finding.target for finding in first}
+    partners = {finding.swapped_with for finding in first if finding.swapped_with} - targets
+    return first + [finding for finding in ranking[count:] if finding.target in partners]
+
+
+def propose(audit: Audit, findings: Sequence[Finding]) -> list[Fix]:
+    """The corrections that the findings ask for, after the ones that there were, which stay: one
+    table for `maskcls-data check` and for training. A finding that takes an earlier one back
+    leaves neither of them.
+
+    The new age can only be a guess: the median of the people labelled with that group. Nothing is
+    proposed for people with two labels in two data folders, nor for names that are no UTF-8: a
+    table of fixes cannot name them.
+    """
+    table = {(nfc(fix.target), fix.field): fix for fix in audit.fixes}
+    ambiguous = _labelled_twice(audit)
+    for finding in findings:
+        key = (nfc(finding.target), finding.attribute)
+        if key in ambiguous or not _is_utf8(finding.target):
+            continue
+        new, note = _new_value(audit, finding)
+        old = _value(finding)
+        earlier = table.pop(key, None)
+        if earlier is not None:
+            old = earlier.old
+            if _same_class(finding.attribute, old, finding.answer):
+                continue
+        table[key] = Fix(finding.target, finding.attribute, old, new, f"{finding.why}{note}")
+    return list(table.values())
+
+
+def write_ranking(audit: Audit, path: Path) -> None:
+    """All labels that were judged as a CSV table, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        rows = (
+            (
+                *(finding.attribute, rank, finding.target, finding.label_name),
+                *(finding.answer_name, f"{finding.doubt:.6f}"),
+                *(f"{finding.label_probability:.6f}", f"{finding.answer_probability:.6f}"),
+                *(len(finding.pictures), int(finding.contradicted), finding.why),
+            )
+            for ranking in audit.rankings.values()
+            for rank, finding in enumerate(ranking, start=1)
+        )
+        write_rows(file, itertools.chain([RANKING_COLUMNS], rows))
+
+
+# --- predictions and the data they are of --------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One answer to one picture."""
+
+    profile: Profile
+    picture: Picture
+    label: int  # classes of the attribute
+    probabilities: np.ndarray  # (C,) of the attribute
+
+
+class _People:
+    """The pictures of the data folders that predictions name."""
+
+    def __init__(self, predictions: Sequence[OofTable], fixes: Sequence[Fix]) -> None:
+        names = {name for one in predictions for name in one.data_dirs}
+        self._folders = {name: Path(name).resolve() for name in sorted(names)}
+        self.data_dirs = tuple(map(Path, self._folders))
+        named = {folder: Path(name) for name, folder in self._folders.items()}
+        try:
+            profiles = [read_profiles(name) for name in named.values()]
+        except DataError as error:
+            files = ", ".join(str(one.file) for one in predictions)
+            raise DataError(
+                f"{error}; it is a data folder of {files}, relative to where the training ran"
+            ) from None
+        fixed = iter(apply_fixes([one for part in profiles for one in part], fixes))
+        self._pictures = {
+            (folder, f"{profile.person}/{nfc(picture.path.name)}"): (profile, picture)
+            for folder, part in zip(named, profiles, strict=True)
+            for profile in itertools.islice(fixed, len(part))
+            for picture in profile.pictures
+        }
+
+    def find(self, data_dir: str, path: str) -> tuple[Profile, Picture] | None:
+        return self._pictures.get((self._folders[data_dir], nfc(path)))
+
+
+def _collect(one: OofTable, people: _People, rows: dict[str, list[_Row]]) -> None:
+    """Adds the answers to the rows of each attribute.
+
+    Raises:
+        DataError: a picture that is not in the data, or has another label there.
+    """
+    marginals = one.task.marginals(one.probabilities)
+    for number, label in enumerate(one.labels.tolist()):
+        found = people.find(one.data_dirs[number], one.paths[number])
+        if found is None:
+            raise DataError(
+                f"{one.where(number)}: no picture {one.paths[number]!r} in "
+                f"{one.data_dirs[number]}, or the person is not in its train.csv"
+            )
+        profile, picture = found
+        if _label(one.task, profile, picture) != label:
+            own = one.task.class_names[_label(one.task, profile, picture)]
+            raise DataError(
+                f"{one.where(number)}: {one.paths[number]!r} is labelled "
+                f"{one.task.class_names[label]!r} there, and {own!r} in the data, with the "
+                f"corrections that {provenance_path(one.file).name} names; train anew"
+            )
+        for attribute, digit in one.task.decode(label).items():
+            probabilities = marginals[attribute][number]
+            rows[attribute].append(_Row(profile, picture, digit, probabilities))
+
+
+def _label(task: Task, profile: Profile, picture: Picture) -> int:
+    return int(task.encode(mask=picture.mask, gender=profile.gender, age=profile.age_group))
+
+
+# --- judging -------------------------------------------------------------------------------------
+
+
+def _rank(
+    attribute: str, rows: Sequence[_Row], corrected: Container[tuple[str, str]]
+) -> list[Finding]:
+    """All labels of an attribute, the most doubtful first; `corrected`: (target, attribute) of
+    labels that are not the data's own."""
+    of_picture = attribute in PICTURE_FIELDS
+    facts: dict[tuple[str, int], list[int]] = {}
+    for number, row in enumerate(rows):
+        # As tables of fixes see it: what has the same name in two data folders is one. With two
+        # labels it is two facts.
+        name = nfc(_target(attribute, row))
+        facts.setdefault((name, row.label), []).append(number)
+    members = list(facts.values())
+    whose = np.empty(len(rows), dtype=np.int64)
+    for fact, numbers in enumerate(members):
+        whose[numbers] = fact
+    firsts = [rows[numbers[0]] for numbers in members]
+    labels = np.array([row.label for row in firsts])
+    logits = pool(np.stack([row.probabilities for row in rows]), whose, len(members))
+    ages = np.array([row.profile.age for row in firsts])
+    judgement = judge(
+        calibrate(logits, labels), labels, age_agreement(ages) if attribute == "age" else None
+    )
+    findings = [
+        _finding(attribute, judgement, fact, row, [rows[number] for number in members[fact]])
+        for fact, row in enumerate(firsts)
+    ]
+    if of_picture:
+        owners = [row.profile.person for row in firsts]
+        for swap in find_swaps(judgement.probabilities, labels, owners):
+            one, other = findings[swap.one], findings[swap.other]
+            findings[swap.one] = _swapped(one, other, swap.doubt)
+            findings[swap.other] = _swapped(other, one, swap.doubt)
+    findings = [
+        replace(one, why=f"{one.why}; the label is an earlier correction")
+        if (nfc(one.target), attribute) in corrected
+        else one
+        for one in findings
+    ]
+    return sorted(findings, key=lambda finding: (-finding.doubt, finding.target))
+
+
+def _target(attribute: str, row: _Row) -> str:
+    """What the label is of, as a table of fixes names it."""
+    person = row.profile.folder.name
+    return f"{person}/{row.picture.path.name}" if attribute in PICTURE_FIELDS else person
+
+
+def _finding(
+    attribute: str, judgement: Judgement, fact: int, row: _Row, rows: Sequence[_Row]
+) -> Finding:
+    label, answer = row.label, int(judgement.rival[fact])
+    own, other = (float(judgement.probabilities[fact, each]) for each in (label, answer))
+    names = ATTRIBUTES[attribute]
+    of_picture = attribute in PICTURE_FIELDS
+    shown: dict[Path, list[float]] = {}  # several trainings may have answered a picture
+    for each in rows:
+        shown.setdefault(each.picture.path, []).append(float(each.probabilities[label]))
+    why = f"answered {names[answer]} with {other:.2f}, {names[label]} with {own:.2f}"
+    if not of_picture:
+        why += f", on {len(shown)} {'pictures' if len(shown) > 1 else 'picture'}"
+    if attribute == "age":
+        agreement = float(age_agreement(np.array([row.profile.age]))[0, answer])
+        if agreement >= 0.01:
+            why += f"; a labelled age of {row.profile.age} agrees with that to {agreement:.0%}"
+    return Finding(
+        attribute,
+        _target(attribute, row),
+        row.profile,
+        row.picture if of_picture else None,
+        label,
+        answer,
+        float(judgement.doubt[fact]),
+        own,
+        other,
+        tuple((path, statistics.fmean(values)) for path, values in shown.items()),
+        bool(judgement.contradicted[fact]),
+        why,
+    )
+
+
+def _swapped(finding: Finding, other: Finding, doubt: float) -> Finding:
+    assert other.picture is not None  # for mypy: swaps are of pictures
+    why = f"swapped with {other.picture.path.name}: {finding.why}"
+    return replace(
+        finding,
+        answer=other.label,
+        doubt=max(doubt, finding.doubt, other.doubt),
+        contradicted=True,
+        why=why,
+        swapped_with=other.target,
+    )
+
+
+# --- corrections ---------------------------------------------------------------------------------
+
+
+def _labelled_twice(audit: Audit) -> set[tuple[str, str]]:
+    """(target, attribute) of people whose label differs between data folders."""
+    seen: set[tuple[str, str]] = set()
+    twice: set[tuple[str, str]] = set()
+    for ranking in audit.rankings.values():
+        for finding in ranking:
+            key = (nfc(finding.target), finding.attribute)
+            (twice if key in seen else seen).add(key)
+    return twice
+
+
+def _value(finding: Finding) -> str:
+    """The label as it stands in a table of fixes."""
+    if finding.attribute == "age":
+        return str(finding.profile.age)
+    return _name(finding.attribute, finding.label)
+
+
+def _name(attribute: str, label: int) -> str:
+    kind = {"mask": MaskLabels, "gender": GenderLabels}[attribute]
+    return kind(label).name.lower()
+
+
+def _new_value(audit: Audit, finding: Finding) -> tuple[str, str]:
+    """What the label should be, in a table of fixes, and a note on it."""
+    if finding.attribute != "age":
+        return _name(finding.attribute, finding.answer), ""
+    ages = list(_good_ages(audit, finding.answer))
+    new = statistics.median_low(ages)
+    return str(new), f"; {new} is the median age of that group: put the true one if you know it"
+
+
+def _good_ages(audit: Audit, group: int) -> Iterator[int]:
+    """Labelled ages of the people of a group, those that are contradicted only if there are no
+    others."""
+    people = [finding for finding in audit.rankings["age"] if finding.label == group]
+    good = [finding for finding in people if not finding.contradicted]
+    return (finding.profile.age for finding in good or people)
+
+
+def _same_class(attribute: str, old: str, answer: int) -> bool:
+    """Whether a value of a table of fixes is of that class."""
+    if attribute == "age":
+        return AgeLabels.from_number(old) == answer
+    return old.lower() == _name(attribute, answer)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,277 @@
+"""Answers about everybody by networks that have not seen them: each person of a group of folds is
+answered by the one network whose validation people they were among.
+
+GROUP/oof.csv, as `maskcls.evaluation.oof` reads it, and beside it oof.csv.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from maskcls.checkpoints import find_checkpoint, read_checkpoint
+from maskcls.classifier import BEST, TorchClassifier
+from maskcls.data.profiles import Profile, locate
+from maskcls.data.runs import labelled_pictures, people_of_run
+from maskcls.data.splits import encode_table, people_of, read_split
+from maskcls.errors import CheckpointError, DataError
+from maskcls.evaluation.oof import COLUMNS, OOF_FILE
+from maskcls.evaluation.people import Interval, intervals
+from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
+from maskcls.files import write_atomic, write_rows
+from maskcls.folds import fold_folders
+from maskcls.labels import Task, combine, require_all_attributes, softmax
+from maskcls.manifest import Manifest
+from maskcls.provenance import ModelFile, Provenance, fingerprint, write_provenance
+from maskcls.runtime import Source
+from maskcls.runtime.labelling import decoded_batches
+
+BATCH = 32  # pictures at once
+Place = tuple[str, str]
+"""The data folder as the training was told it, and where in its images a picture lies."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """Everybody's pictures (N) and what was answered about them."""
+
+    group: Path
+    manifests: tuple[Manifest, ...]  # of the folds' networks
+    places: Sequence[Place]
+    people: Sequence[str]
+    folds: np.ndarray  # (N,) int, which fold's network answered
+    labels: np.ndarray  # (N,) int, classes of the task
+    probabilities: np.ndarray  # (N, C) float32
+    multi_labels: np.ndarray  # (N,) int, of the 18 classes
+    provenance: Provenance
+
+    @property
+    def task(self) -> Task:
+        return self.manifests[0].get_task()
+
+    @property
+    def answers(self) -> np.ndarray:
+        """The most probable classes (N,)."""
+        found: np.ndarray = self.probabilities.argmax(axis=1)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class FoldScores:
+    """What the answers are worth."""
+
+    confusion: np.ndarray  # (C, C)
+    classes: ClassScores
+    macro_f1: Interval  # of people drawn anew
+    accuracy: Interval
+    folds: tuple[float, ...]  # macro F1 of each fold's people alone
+
+
+def answer_out_of_fold(
+    group: Path, device: torch.device, say: Callable[[str], None] = print
+) -> OutOfFold:
+    """Asks each network of a group about the people who validated it. Pictures that cannot be read
+    are left out, as validation did.
+
+    Raises:
+        CheckpointError: not a group, or a fold without a network.
+        DataError: the pictures are gone; the folds do not validate each person once; a network has
+            seen people whom it should answer.
+    """
+    checkpoints = require_folds(group)
+    _require_partition(group, checkpoints)
+    places: list[Place] = []
+    people: list[str] = []
+    folds: list[int] = []
+    multi: list[int] = []
+    answers: list[np.ndarray] = []
+    manifests: list[Manifest] = []
+    models: list[ModelFile] = []
+    unreadable = 0
+    for fold, checkpoint in enumerate(checkpoints):
+        manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
+        engine = TorchClassifier([checkpoint], device, complete=False)
+        profiles = people_of_run(checkpoint, manifest, "val")
+        _refuse_seen(checkpoint, engine, profiles)
+        roots = {locate(Path(name))[0]: str(name) for name in manifest.config["data_dir"]}
+        owners = {picture.path: p for p in profiles for picture in p.pictures}
+        labels = dict(labelled_pictures(profiles))
+        sources = [Source(str(path), path) for path in labels]
+        with tqdm(total=len(sources), desc=f"fold {fold}", unit="img", disable=None) as bar:
+            for batch in decoded_batches(engine.specs, sources, BATCH, 2, None):
+                good = [picture for picture in batch if not picture.error]
+                for path in (picture.source.path for picture in good):
+                    owner = owners[path]
+                    inside = f"{owner.folder.name}/{path.name}"
+                    places.append((roots[owner.folder.parent], inside))
+                    people.append(owner.person)
+                    folds.append(fold)
+                    multi.append(labels[path])
+                if good:
+                    pixels = np.stack([picture.pixels[0] for picture in good])
+                    answers.append(softmax(engine.logits(0, pixels)))
+                unreadable += len(batch) - len(good)
+                bar.update(len(batch))
+        manifests.append(manifest)
+        models += engine.models
+    if not answers:
+        raise DataError(f"{group}: none of the pictures of its people can be read")
+    if unreadable:
+        say(f"warning: {unreadable} unreadable pictures are skipped")
+    labels_of_all = np.array(multi)
+    return OutOfFold(
+        group=group,
+        manifests=tuple(manifests),
+        places=places,
+        people=people,
+        folds=np.array(folds),
+        labels=manifests[0].get_task().from_multi(labels_of_all),
+        probabilities=np.concatenate(answers),
+        multi_labels=labels_of_all,
+        provenance=Provenance(len(places), unreadable, 0, tuple(models)),
+    )
+
+
+def write_out_of_fold(found: OutOfFold) -> Path:
+    """Writes `oof.csv`, and beside it how it was made; returns its path."""
+    classes = range(found.task.num_classes)
+    rows: list[Sequence[object]] = [(*COLUMNS, *(f"p_{label}" for label in classes))]
+    for place, person, fold, label, answer, shares in zip(
+        found.places,
+        found.people,
+        found.folds.tolist(),
+        found.labels.tolist(),
+        found.answers.tolist(),
+        found.probabilities,
+        strict=True,
+    ):
+        rows.append((*place, person, fold, label, answer, *map(str, shares)))
+    text = io.StringIO()
+    write_rows(text, rows)
+    file = found.group / OOF_FILE
+    write_atomic(file, encode_table(text.getvalue()))
+    write_provenance(file, found.provenance, _description(found))
+    return file
+
+
+def score_out_of_fold(found: OutOfFold) -> FoldScores:
+    """Of all answers together, and of each fold's."""
+    count = found.task.num_classes
+    matrix = partial(confusion_matrix, num_classes=count)
+    confusion = matrix(found.labels, found.answers)
+    macro_f1, accuracy = intervals(found.labels, found.answers, found.people, count)
+    each = []
+    for fold in range(len(found.manifests)):
+        own = found.folds == fold
+        part = matrix(found.labels[own], found.answers[own])
+        each.append(scores_from_confusion(part).macro_f1)
+    return FoldScores(confusion, scores_from_confusion(confusion), macro_f1, accuracy, tuple(each))
+
+
+def combine_out_of_fold(found: Sequence[OutOfFold]) -> tuple[np.ndarray, np.ndarray]:
+    """Groups that together answer every attribute → labels (N,) and probabilities (N, 18) of the 18
+    classes, in the order of the first group's pictures.
+
+    Raises:
+        CheckpointError: an attribute that none answers, or two do.
+        DataError: the groups are not of the same pictures and labels.
+    """
+    require_all_attributes([each.task for each in found], [each.group for each in found])
+    first = found[0]
+    parts = {}
+    for each in found:
+        rows = {place: row for row, place in enumerate(each.places)}
+        if rows.keys() != set(first.places):
+            raise DataError(
+                f"{first.group} and {each.group}: not trained on the same pictures; they have "
+                f"{len(rows.keys() & set(first.places))} of {len(first.places)} and {len(rows)} in "
+                "common"
+            )
+        order = [rows[place] for place in first.places]
+        for row in np.flatnonzero(each.multi_labels[order] != first.multi_labels).tolist():
+            raise DataError(
+                f"{first.group} and {each.group}: trained with different labels of "
+                f"{first.places[row][1]}"
+            )
+        parts[each.task.name] = each.probabilities[order]
+    return first.multi_labels, combine(parts)
+
+
+def require_folds(group: Path) -> list[Path]:
+    """The best checkpoint of each fold.
+
+    Raises:
+        CheckpointError: not a group, or a fold without one.
+    """
+    checkpoints = [folder / BEST for folder in fold_folders(group)]
+    for checkpoint in checkpoints:
+        if find_checkpoint(checkpoint) is None:
+            raise CheckpointError(
+                f"{checkpoint.parent}: is not trained yet; go on with maskcls-train "
+                f"--resume {group}"
+            )
+    return checkpoints
+
+
+def _require_partition(group: Path, checkpoints: Sequence[Path]) -> None:
+    """
+    Raises:
+        DataError: the folds do not validate each person of the data once.
+    """
+    everybody: set[str] = set()
+    answered: list[str] = []
+    for checkpoint in checkpoints:
+        table = checkpoint.parent / "split.csv"
+        try:
+            text = read_split(table)
+        except OSError:
+            raise DataError(f"{table}: no split of the run beside its checkpoint") from None
+        answered += people_of(text, "val")
+        everybody |= people_of(text, "val") | people_of(text, "train")
+    if len(answered) != len(everybody) or set(answered) != everybody:
+        raise DataError(
+            f"{group}: its {len(checkpoints)} folds validate {len(answered)} times one of "
+            f"{len(everybody)} people, not each of them once; are they of different data?"
+        )
+
+
+def _refuse_seen(checkpoint: Path, engine: TorchClassifier, profiles: Sequence[Profile]) -> None:
+    """
+    Raises:
+        DataError: the network was trained on some of these people.
+    """
+    seen = engine.trained_on or frozenset()
+    known = sorted(p.person for p in profiles if fingerprint(p.person) in seen)
+    if known:
+        raise DataError(
+            f"{checkpoint}: was trained on {len(known)} of the people who validate its fold, "
+            f"first: {known[0]}; train the group anew"
+        )
+
+
+def _description(found: OutOfFold) -> dict[str, Any]:
+    """What `oof.csv.json` says besides the provenance."""
+    manifests = [manifest.without_places() for manifest in found.manifests]
+    first = manifests[0]
+    return {
+        "task": found.task.name,
+        "classes": list(found.task.class_names),
+        "folds": len(manifests),
+        "config": {k: v for k, v in first.config.items() if k not in ("fold", "weights")},
+        "fixes": [dict(fix) for fix in first.fixes],
+        "split_hashes": [manifest.split_hash for manifest in manifests],
+        "calibrations": [
+            None if m.calibration is None else dataclasses.asdict(m.calibration) for m in manifests
+        ],
+        "git_revision": first.git_revision,
+        "versions": dict(first.versions),
+    }

@@ -1,0 +1,323 @@
+"""Trained networks of one task made into one: an ensemble, which asks them all, or a soup, which
+has the average of their weights and costs no more than one of them (Wortsman et al. 2022,
+arXiv:2203.05482).
+
+Either is a run folder with `best.pt` and `split.csv`, as training leaves one: it labels, is scored
+and is exported like any other.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+
+from maskcls.checkpoints import file_digest, open_checkpoint, save_checkpoint
+from maskcls.classifier import BEST
+from maskcls.data.profiles import Profile
+from maskcls.data.runs import labelled_pictures, people_of_run
+from maskcls.data.splits import SPLIT_COLUMNS, encode_table, people_of, read_split, split_hash
+from maskcls.errors import CheckpointError, DataError
+from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
+from maskcls.files import write_atomic, write_rows
+from maskcls.manifest import ENSEMBLE, Manifest
+from maskcls.models import Answer, Ensemble, model_from_manifest, restore_model
+from maskcls.runtime import Source
+from maskcls.runtime.labelling import decoded_batches
+from maskcls.training.paths import increment_path
+
+BATCH = 32  # pictures at once
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What came of it."""
+
+    folder: Path
+    members: tuple[Path, ...]  # the checkpoints that are in it, the best first where it is greedy
+    scores: ClassScores | None  # on the people whom none has trained on; None: there are none
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    path: Path  # its checkpoint
+    manifest: Manifest
+    model: nn.Module
+    seen: frozenset[int] | None
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Pictures:
+    """Pictures as a network takes them, and what they show."""
+
+    pixels: np.ndarray  # uint8 (N, H, W, 3)
+    labels: np.ndarray  # (N,) classes of the task
+
+
+def combine_runs(
+    checkpoints: Sequence[Path],
+    way: str,
+    model_dir: Path,
+    name: str,
+    device: torch.device,
+    say: Callable[[str], None] = print,
+) -> Combined:
+    """Makes one network of several, in MODEL_DIR/<task>/<name>.
+
+    `way`: one of `maskcls.manifest.COMBINATIONS`. A greedy soup takes the networks in the order of
+    their macro F1 on the people whom none of them has trained on, and leaves out each that would
+    lower it. Batch statistics of a soup are those of the training pictures, anew.
+
+    Raises:
+        CheckpointError: fewer than two; networks of different tasks or inputs; for a soup, of
+            different kinds.
+        DataError: their data are gone, or differ; nobody to choose a greedy soup on.
+    """
+    members = [_open(path) for path in checkpoints]
+    _require_alike(members, soup=way != ENSEMBLE)
+    first = members[0]
+    table = _common_split(members)
+    people = {side: _people(members, people_of(table, side)) for side in ("train", "val")}
+    unseen = _load(people["val"], first.manifest, say) if people["val"] else None
+    if way == ENSEMBLE:
+        chosen, model = members, _ensemble(members)
+    else:
+        training = _load(people["train"], first.manifest, say)
+
+        def average(some: Sequence[_Member]) -> nn.Module:
+            return _average(some, training, device)
+
+        if way == "soup":
+            chosen, model = members, average(members)
+        elif unseen is None:
+            raise DataError(
+                "nobody validated one of these runs and trained none of them, so there is nobody "
+                "to choose a greedy soup on; take --how soup, or runs of one split"
+            )
+        else:
+            chosen, model = _greedy(members, average, unseen, device, say)
+    manifest = _manifest(chosen, way, table)
+    scores = None if unseen is None else _score(Answer(model, manifest), unseen, manifest, device)
+    metrics = {} if scores is None else {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
+    folder = increment_path(model_dir / first.manifest.task / name)
+    write_atomic(folder / "split.csv", encode_table(table))
+    content: dict[str, Any] = {
+        "manifest": replace(manifest, metrics=metrics).to_json(),
+        "model": model.cpu().state_dict(),
+    }
+    if (seen := _seen(chosen)) is not None:
+        content["seen"] = torch.tensor(sorted(seen), dtype=torch.int64)
+    save_checkpoint(content, folder / BEST)
+    return Combined(folder, tuple(member.path for member in chosen), scores)
+
+
+def _open(path: Path) -> _Member:
+    content, source = open_checkpoint(path)
+    model, manifest = restore_model(content, source)
+    seen = content.get("seen")
+    known = None if seen is None else frozenset(seen.tolist())
+    return _Member(path, manifest, model, known, file_digest(source))
+
+
+def _require_alike(members: Sequence[_Member], *, soup: bool) -> None:
+    """
+    Raises:
+        CheckpointError: they cannot be made one.
+    """
+    if len({member.sha256 for member in members}) < 2:
+        raise CheckpointError("give two or more runs, or a group of folds; one is what it is")
+
+    def differ(other: _Member, what: str, way_out: str = "") -> CheckpointError:
+        return CheckpointError(f"{members[0].path} and {other.path}: differ in {what}{way_out}")
+
+    first = members[0].manifest
+    for member in members[1:]:
+        other = member.manifest
+        if other.task != first.task:
+            raise differ(member, f"task, {first.task} and {other.task}")
+        if other.preprocess != first.preprocess:
+            raise differ(member, "what pictures become before the network, such as their size")
+        if other.fixes != first.fixes:
+            raise differ(member, "the corrections of their labels")
+        alike = (other.model, other.model_args, other.tta) == (
+            *(first.model, first.model_args),
+            first.tta,
+        )
+        if soup and (not alike or first.model == ENSEMBLE):
+            raise differ(member, "model, its arguments or tta", "; take --how ensemble")
+
+
+def _common_split(members: Sequence[_Member]) -> str:
+    """The text of a `split.csv`: whom one of them has trained on is on that side; whoever validated
+    some and trained none validates."""
+    rows: dict[str, dict[str, str]] = {}
+    for member in members:
+        file = member.path.parent / "split.csv"
+        try:
+            text = read_split(file)
+        except OSError:
+            raise DataError(f"{file}: no split of the run beside its checkpoint") from None
+        if split_hash(text) != member.manifest.split_hash:
+            raise DataError(f"{file}: is not the split of {member.path}")
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            known = rows.setdefault(row["person"], row)
+            if {**known, "side": ""} != {**row, "side": ""}:
+                raise DataError(
+                    f"{members[0].path} and {member.path}: trained with different pictures or "
+                    f"labels of {row['person']}"
+                )
+            if row["side"] == "train":
+                known["side"] = "train"
+    table = io.StringIO()
+    ordered = (tuple(rows[person][name] for name in SPLIT_COLUMNS) for person in sorted(rows))
+    write_rows(table, [SPLIT_COLUMNS, *ordered])
+    return table.getvalue()
+
+
+def _people(members: Sequence[_Member], names: set[str]) -> list[Profile]:
+    found = {}
+    for member in members:
+        for side in ("train", "val"):
+            for profile in people_of_run(member.path, member.manifest, side):
+                if profile.person in names:
+                    found[profile.folder] = profile
+    return list(found.values())
+
+
+def _load(people: Sequence[Profile], manifest: Manifest, say: Callable[[str], None]) -> _Pictures:
+    """Their pictures. One that cannot be read is left out.
+
+    Raises:
+        DataError: none can be read.
+    """
+    listed = dict(labelled_pictures(people))
+    sources = [Source(str(path), path) for path in listed]
+    pixels, labels = [], []
+    with tqdm(total=len(sources), desc="pictures", unit="img", disable=None, leave=False) as bar:
+        for batch in decoded_batches([manifest.preprocess], sources, BATCH, 2, None):
+            for picture in batch:
+                if not picture.error:
+                    pixels.append(picture.pixels[0])
+                    labels.append(listed[picture.source.path])
+            bar.update(len(batch))
+    if not pixels:
+        raise DataError(f"none of {len(sources)} pictures of these runs can be read")
+    if len(pixels) < len(sources):
+        say(f"warning: {len(sources) - len(pixels)} unreadable pictures are skipped")
+    return _Pictures(np.stack(pixels), manifest.get_task().from_multi(np.array(labels)))
+
+
+def _ensemble(members: Sequence[_Member]) -> nn.Module:
+    return Ensemble([Answer(member.model, member.manifest) for member in members]).eval()
+
+
+def _average(members: Sequence[_Member], training: _Pictures, device: torch.device) -> nn.Module:
+    """The mean of their weights, in evaluation mode on `device`."""
+    states = [member.model.state_dict() for member in members]
+    mean = {
+        key: torch.stack([state[key].double() for state in states]).mean(dim=0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for key, value in states[0].items()
+    }
+    model = model_from_manifest(members[0].manifest)
+    model.load_state_dict(mean)
+    model.to(device)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # of dropout, in training mode
+        update_bn(_batches(training, members[0].manifest), model, device)
+    return model.eval()
+
+
+def _batches(pictures: _Pictures, manifest: Manifest) -> Iterator[Tensor]:
+    """Normalised float32 (N, 3, H, W), in the order of a seed: the last batch is as large as the
+    others, or statistics of a few pictures would count as much."""
+    order = np.random.default_rng(0).permutation(len(pictures.pixels))
+    count = max(1, len(order) // BATCH)
+    for rows in np.array_split(order, count):
+        yield torch.from_numpy(manifest.preprocess.normalise(pictures.pixels[rows]))
+
+
+def _greedy(
+    members: Sequence[_Member],
+    average: Callable[[Sequence[_Member]], nn.Module],
+    unseen: _Pictures,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> tuple[list[_Member], nn.Module]:
+    """The best, and each next best that does not lower the score of their average."""
+
+    def score(model: nn.Module) -> float:
+        answering = Answer(model, replace(members[0].manifest, calibration=None))
+        return _score(answering, unseen, members[0].manifest, device).macro_f1
+
+    alone = {member.path: score(member.model) for member in members}
+    ranked = sorted(members, key=lambda member: -alone[member.path])
+    chosen, best = ranked[:1], alone[ranked[0].path]
+    model = ranked[0].model
+    say(f"{ranked[0].path}: macro F1 {best:.4f} alone")
+    for member in ranked[1:]:
+        mixed = average([*chosen, member])
+        found = score(mixed)
+        taken = found >= best
+        say(
+            f"{member.path}: macro F1 {alone[member.path]:.4f} alone, {found:.4f} with it; "
+            f"{'taken' if taken else 'left out'}"
+        )
+        if taken:
+            chosen, best, model = [*chosen, member], found, mixed
+    return chosen, model
+
+
+@torch.inference_mode()
+def _score(
+    answering: nn.Module, pictures: _Pictures, manifest: Manifest, device: torch.device
+) -> ClassScores:
+    answering.to(device).eval()
+    answers = []
+    for start in range(0, len(pictures.pixels), BATCH):
+        batch = manifest.preprocess.normalise(pictures.pixels[start : start + BATCH])
+        answers.append(answering(torch.from_numpy(batch).to(device)).argmax(dim=1).cpu().numpy())
+    count = manifest.get_task().num_classes
+    return scores_from_confusion(confusion_matrix(pictures.labels, np.concatenate(answers), count))
+
+
+def _manifest(members: Sequence[_Member], way: str, table: str) -> Manifest:
+    """What is common to them, and where they are from. Calibrations belong to one network: an
+    ensemble's members keep theirs, a soup has none."""
+    first = members[0].manifest
+    configs = [member.manifest.config for member in members]
+    common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
+    folders = list(dict.fromkeys(name for config in configs for name in config["data_dir"]))
+    config: dict[str, Any] = common | {
+        "data_dir": folders,
+        "tta": "none" if way == ENSEMBLE else first.tta,
+        "combined": {"how": way, "checkpoints": [member.sha256 for member in members]},
+    }
+    arguments: Mapping[str, Any] = first.model_args
+    if way == ENSEMBLE:
+        arguments = {"members": [member.manifest.to_dict() for member in members]}
+    return replace(
+        first,
+        model=ENSEMBLE if way == ENSEMBLE else first.model,
+        model_args=arguments,
+        config=config,
+        split_hash=split_hash(table),
+        calibration=None,
+    )
+
+
+def _seen(members: Sequence[_Member]) -> frozenset[int] | None:
+    """Whom one of them was trained on; None where one does not say."""
+    known = [member.seen for member in members]
+    return None if None in known else frozenset().union(*(seen for seen in known if seen))

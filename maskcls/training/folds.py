@@ -1,0 +1,104 @@
+"""Training a group of folds, one after the other; see `maskcls.folds`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maskcls.checkpoints import find_checkpoint
+from maskcls.config import MACHINE_FIELDS, TrainConfig
+from maskcls.errors import CheckpointError
+from maskcls.folds import (
+    FOLDS_FILE,
+    fold_config,
+    fold_folder,
+    fold_folders,
+    is_group,
+    read_group,
+    write_group,
+)
+from maskcls.training.paths import increment_path
+from maskcls.training.run import (
+    RunResult,
+    is_finished,
+    refuse_differences,
+    resume,
+    train,
+    with_changes,
+)
+
+
+def start_group(config: TrainConfig) -> Path:
+    """A new group, of which nothing is trained yet. `config` names `folds` and no `fold`."""
+    group = increment_path(Path(config.model_dir) / config.task / config.name)
+    write_group(group, dataclasses.replace(config, name=group.name))
+    return group
+
+
+def is_begun(group: Path) -> bool:
+    """Whether anything of it is trained."""
+    return [path.name for path in group.iterdir()] != [FOLDS_FILE]
+
+
+def discard_group(group: Path) -> None:
+    """Removes a group that was not begun."""
+    (group / FOLDS_FILE).unlink()
+    for folder in (group, group.parent):
+        with contextlib.suppress(OSError):  # something else lies in it
+            folder.rmdir()
+
+
+def train_group(
+    group: Path,
+    changes: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[RunResult]:
+    """Trains what is missing of a group: a fold that is finished is left as it is, one that was
+    begun goes on, the others start. `changes`: config values of this call, as of `resume`.
+
+    Raises:
+        MaskclsError: as `train` and `resume`.
+        CheckpointError: not a group, or another config; the fold of another group that one starts
+            from is not finished.
+    """
+    config = read_group(group)
+    changes = changes or {}
+    wanted = with_changes(config, changes)
+    refuse_differences(group, wanted, config.to_dict())
+    may_differ = MACHINE_FIELDS | {"data_dir", "fixes"}
+    here = {name: value for name, value in changes.items() if name in may_differ}
+    results = []
+    for fold, folder in enumerate(fold_folders(group)):
+        say(f"{config.task}: fold {fold}, {fold + 1} of {config.folds}")
+        if find_checkpoint(folder / "last.pt") is not None:
+            results.append(resume(folder, here, say))
+            continue
+        if is_group(Path(config.weights)):
+            _require_start(Path(config.weights), fold)
+        results.append(train(fold_config(wanted, fold), say, folder))
+    return results
+
+
+def group_is_finished(group: Path) -> bool:
+    """Whether all of its folds are.
+
+    Raises:
+        CheckpointError: not a group, or a checkpoint of it cannot be read.
+    """
+    return all(is_finished(folder) for folder in fold_folders(group))
+
+
+def _require_start(other: Path, fold: int) -> None:
+    """
+    Raises:
+        CheckpointError: that fold of the other group is not finished.
+    """
+    start = fold_folder(other, fold)
+    if not is_finished(start):
+        raise CheckpointError(
+            f"{start}: is not finished, and fold {fold} starts from it; go on with it first: "
+            f"maskcls-train --resume {other}"
+        )

@@ -1,0 +1,74 @@
+"""The benchmark of the audit as a process of its own: the labels it makes wrong, and that its
+figures are those of the ranking it leaves. How good they are is not tested."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maskcls.data.fixes import apply_fixes, read_fixes
+from maskcls.data.profiles import read_profiles
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "audit.py"
+
+
+def run(*options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, (SCRIPT, *options))],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_the_ranking(data_dir: Callable[..., Path], tmp_path: Path) -> None:
+    root, kept = data_dir(18), tmp_path / "kept"
+    small = "--model base --height 32 --width 32 --epochs 1 --batch-size 16 --folds 2".split()
+    written = ("--keep", kept, "--json", tmp_path / "figures.json")
+    done = run("--data-dir", root, *small, "--share", 0.1, *written)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    wrong = read_fixes(kept / "wrong.csv")
+    before = read_profiles(root)
+    after = apply_fixes(before, wrong)
+    changed = {
+        "gender": {a.person for a, b in zip(after, before, strict=True) if a.gender != b.gender},
+        "age": {a.person for a, b in zip(after, before, strict=True) if a.age_group != b.age_group},
+    }
+    assert list(figures["attributes"]) == ["gender", "age"]
+    for name, row in figures["attributes"].items():
+        assert row["wrong"] == len(changed[name]) == 2
+        with (kept / f"ranking_{name}.csv").open(encoding="utf-8", newline="") as file:
+            ranked = [each for each in csv.DictReader(file) if each["attribute"] == name]
+        assert row["people"] == len(ranked) == 18
+        first = {each["target"] for each in ranked[: math.ceil(0.1 * 18)]}
+        assert row["found"] == len(first & changed[name])
+        assert row["recall"] == pytest.approx(row["found"] / 2)
+        assert 0 <= row["accuracy"] <= 1
+        assert f"| {name} | 18 | 2 | {row['found']} |" in done.stdout
+    for task in ("mask_gender", "age"):
+        names = {path.name for path in (kept / "runs" / task / "folds").iterdir()}
+        assert names == {"folds.yaml", "fold0", "fold1", "oof.csv", "oof.csv.json"}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--folds", "0"], "--folds 0: needs at least 1"),
+        (["--share", "0.5"], "--share 0.5: must be above 0 and below 0.5"),
+        (["--keep", str(SCRIPT.parent)], "is not empty"),
+    ],
+)
+def test_wrong_options(options: list[str], reason: str) -> None:
+    done = run(*options)
+    assert done.returncode == 2
+    assert reason in done.stderr

@@ -1,0 +1,88 @@
+"""The benchmark of ingredients as a process of its own, on few people: what it trains, that its
+scores are those of `maskcls-evaluate`, and that it goes on. What an ingredient is worth is not
+tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from maskcls.commands import evaluate
+from maskcls.config import read_yaml, resolve
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ingredients.py"
+SMALL = "--model base --height 32 --width 32 --epochs 1 --batch-size 16 --precision fp32".split()
+
+
+def run(*options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, (SCRIPT, *options))],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ingredients", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ingredients"] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_ingredient_changes_a_setting(script: ModuleType) -> None:
+    for name, tasks in script.VARIANTS.items():
+        for task, flags in tasks.items():
+            start = "scratch" if task == "mask_gender" else "branch"
+            preset = resolve(task, start).to_dict()
+            assert all(preset[key] != value for key, value in flags.items()), name
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_the_command(data_dir: Callable[..., Path], tmp_path: Path) -> None:
+    root, runs, file = data_dir(18), tmp_path / "runs", tmp_path / "gains.json"
+    argv = ["--data-dir", root, *SMALL, "--runs", runs, "--json", file, "--only"]
+    argv += ["no mirror images", "ordinal ages"]
+    done = run(*argv)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())["variants"]
+    assert list(figures) == ["preset", "no mirror images", "ordinal ages"]
+    pairs = {
+        "preset": ("preset", "preset"),
+        "no mirror images": ("no-mirror-images", "no-mirror-images"),
+        "ordinal ages": ("preset", "ordinal-ages"),
+    }
+    scores = {}
+    for name, (first, second) in pairs.items():
+        folders = [runs / "seed42/mask_gender" / first, runs / "seed42/age" / second]
+        score = tmp_path / "score.json"
+        argv_score = [*map(str, folders), "--json", str(score), "--no-confusion"]
+        assert evaluate.main(argv_score) == 0
+        scores[name] = json.loads(score.read_text())["macro_f1"]
+        [row] = figures[name]
+        assert row["macro_f1"] == pytest.approx(scores[name])
+        assert row["gain"] == pytest.approx(scores[name] - scores["preset"])
+        low, high = row["interval"]
+        assert low <= high
+        assert f"| {name} | {scores[name]:.3f} |" in done.stdout
+    assert read_yaml(runs / "seed42/age/ordinal-ages/config.yaml")["age_loss"] == "ordinal"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")}
+    again = run(*argv)
+    assert again.returncode == 0 and again.stdout.splitlines()[-2] in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")} == before
+
+
+def test_wrong_options() -> None:
+    assert "--epochs 0: needs at least 1" in run("--epochs", "0").stderr
+    assert "invalid choice: 'luck'" in run("--only", "luck").stderr

@@ -1,0 +1,277 @@
+"""Ensembles and soups of real trainings: what they answer is computed by hand from their members,
+and they are run folders like any other, through PyTorch and through ONNX."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import f1_score
+
+from maskcls.checkpoints import read_checkpoint
+from maskcls.classifier import TorchClassifier
+from maskcls.commands import combine, evaluate, export, infer, train
+from maskcls.data.profiles import read_profiles
+from maskcls.data.runs import labelled_pictures, people_of_run
+from maskcls.data.sample import make_sample
+from maskcls.data.splits import people_of, read_split
+from maskcls.images import read_image
+from maskcls.labels import TASKS
+from maskcls.manifest import ENSEMBLE, SEEN_KEY, Manifest, OnnxManifest, ensemble_members
+from maskcls.models import load_model
+from maskcls.onnx.card import CARD_FILE
+from maskcls.provenance import fingerprint
+from maskcls.training import handlers
+
+SMALL = "--weights none --model base --height 32 --width 32 --epochs 1 --device cpu --workers 1"
+SMALL += " --batch-size 16 --precision fp32 --tta flip"
+FOLDS = 2
+RATES = ("0.003", "0.01", "1e-9")  # the last one has learnt nothing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_figures() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
+        patch.setattr(handlers, "grid_image", lambda *a: Figure((1, 1), dpi=8))
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("combine")
+    make_sample(folder / "data", people=12, eval_people=6, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def groups(root: Path) -> list[Path]:
+    """Both branches in two folds, each calibrated by itself."""
+    options = [*SMALL.split(), "--lr", "0.005", "--task", "all", "--name", "folds"]
+    options += ["--folds", str(FOLDS), "--calibration", "macro_f1"]
+    places = ["--data-dir", str(root / "data/train"), "--model-dir", str(root / "models")]
+    assert train.main([*options, *places, "--cache", str(root / "cache")]) == 0
+    return [root / "models" / task / "folds" for task in ("mask_gender", "age")]
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> list[Path]:
+    """Three trainings of `age` on the same people, from the same start, at different rates."""
+    places = ["--data-dir", str(root / "data/train"), "--model-dir", str(root / "rates")]
+    for rate in RATES:
+        options = [*SMALL.split(), "--task", "age", "--name", "exp", "--val-ratio", "0.4"]
+        options += ["--model", "resnet18"]  # it has batch statistics
+        assert train.main([*options, *places, "--cache", str(root / "cache"), "--lr", rate]) == 0
+    return [root / "rates/age" / name for name in ("exp", "exp2", "exp3")]
+
+
+@pytest.fixture(scope="module")
+def ensembles(groups: list[Path], root: Path) -> Path:
+    """The model folder of ensembles of both groups, by one command."""
+    where = root / "ensembles"
+    assert combine.main([*map(str, groups), "--model-dir", str(where), "--name", "whole"]) == 0
+    return where
+
+
+def answers(run: Path, pixels: np.ndarray) -> np.ndarray:
+    checkpoint = run / "best.pt" if run.is_dir() else run
+    engine = TorchClassifier([checkpoint], torch.device("cpu"), complete=False)
+    return engine.logits(0, pixels)
+
+
+def pixels_of(run: Path, paths: list[Path]) -> np.ndarray:
+    spec = load_model(run)[1].preprocess
+    return np.stack([spec.resize(read_image(path)) for path in paths])
+
+
+def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert combine.main(argv) == 1
+    [line] = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
+    return line
+
+
+# --- ensembles -----------------------------------------------------------------------------------
+
+
+def test_an_ensemble_answers_the_mean_of_its_members(
+    groups: list[Path], ensembles: Path, root: Path
+) -> None:
+    paths = sorted((root / "data/eval/images").iterdir())[:9]
+    for group in groups:
+        run = ensembles / group.parent.name / "whole"
+        pixels = pixels_of(run, paths)
+        members = [answers(group / f"fold{fold}", pixels) for fold in range(FOLDS)]
+        assert not np.allclose(members[0], members[1], atol=1e-3)
+        shares = np.mean(
+            [np.exp(one) / np.exp(one).sum(axis=1, keepdims=True) for one in members], axis=0
+        )
+        np.testing.assert_allclose(np.exp(answers(run, pixels)), shares, rtol=1e-4)
+
+
+def test_what_an_ensemble_knows_of_itself(groups: list[Path], ensembles: Path, root: Path) -> None:
+    run = ensembles / "age" / "whole"
+    content = read_checkpoint(run / "best.pt")
+    manifest = Manifest.from_json(content["manifest"])
+    members = ensemble_members(manifest)
+    assert (manifest.model, len(members)) == (ENSEMBLE, FOLDS)
+    for fold, member in enumerate(members):
+        own = read_checkpoint(groups[1] / f"fold{fold}" / "best.pt")
+        assert member == Manifest.from_json(own["manifest"])
+        assert member.calibration is not None
+        assert set(own["seen"].tolist()) <= set(content["seen"].tolist())
+    everybody = {profile.person for profile in read_profiles(root / "data/train")}
+    assert people_of(read_split(run / "split.csv"), "train") == everybody
+    assert {fingerprint(person) for person in everybody} <= set(content["seen"].tolist())
+
+
+def test_an_ensemble_labels_alike_through_onnx(
+    ensembles: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "onnx"
+    assert export.main(["--model-dir", str(ensembles), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "are of people who trained it" in said and "parity: passed; 0 of" in said
+    card = (out / CARD_FILE).read_text("utf-8")
+    assert "on people of the training, because nobody was new to all of its networks" in card
+    assert "the scores flatter" in card and "chose the epoch" not in card
+    tables = []
+    for name, model in (("torch", ensembles), ("onnx", out / "maskcls.onnx")):
+        table = tmp_path / f"{name}.csv"
+        argv = ["--model", str(model), "--images", str(root / "data/eval"), "--out", str(table)]
+        assert infer.main([*argv, "--provider", "cpu"]) == 0
+        tables.append(table.read_bytes())
+    assert tables[0] == tables[1]
+    entries = {p.key: p.value for p in onnx.load(out / "maskcls.onnx").metadata_props}
+    assert str(root) not in "".join(entries.values())  # of the members neither
+    assert SEEN_KEY in entries
+    described = OnnxManifest.from_json(entries["maskcls"])
+    assert [len(ensemble_members(network)) for network in described.networks] == [FOLDS] * 2
+
+
+def test_an_ensemble_of_ensembles(ensembles: Path, groups: list[Path], root: Path) -> None:
+    whole = ensembles / "age" / "whole"
+    argv = [str(whole), str(groups[1] / "fold0"), "--model-dir", str(root / "nested")]
+    assert combine.main(argv) == 0
+    pixels = pixels_of(whole, sorted((root / "data/eval/images").iterdir())[:4])
+    shares = (np.exp(answers(whole, pixels)), answers(groups[1] / "fold0", pixels))
+    alone = np.exp(shares[1]) / np.exp(shares[1]).sum(axis=1, keepdims=True)
+    found = np.exp(answers(root / "nested/age/ensemble", pixels))
+    np.testing.assert_allclose(found, (shares[0] + alone) / 2, rtol=1e-4)
+
+
+def test_nobody_is_left_to_score_an_ensemble_of_folds_on(
+    ensembles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([str(ensembles)]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+# --- soups ----------------------------------------------------------------------------------------
+
+
+def scores(run: Path) -> tuple[float, list[int]]:
+    """macro F1 on those who validate a run, by scikit-learn, and the answers."""
+    checkpoint = run / "best.pt"
+    manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
+    listed = labelled_pictures(people_of_run(checkpoint, manifest, "val"))
+    found = answers(run, pixels_of(run, [path for path, _ in listed])).argmax(axis=1)
+    truth = TASKS["age"].from_multi(np.array([label for _, label in listed]))
+    classes = sorted({*truth.tolist(), *found.tolist()})
+    return f1_score(truth, found, average="macro", labels=classes), found.tolist()
+
+
+def test_a_soup_has_the_mean_of_the_weights_and_its_own_statistics(
+    runs: list[Path], root: Path
+) -> None:
+    argv = [*map(str, runs[:2]), "--how", "soup", "--model-dir", str(root / "soups")]
+    assert combine.main(argv) == 0
+    run = root / "soups/age/soup"
+    content = read_checkpoint(run / "best.pt")
+    states = []
+    for path in runs[:2]:
+        saved = read_checkpoint(path / "best.pt")
+        states.append(saved.get("ema") or saved["model"])
+    statistics = [key for key in content["model"] if "running_" in key]
+    assert statistics
+    for key, value in content["model"].items():
+        mean = (states[0][key].double() + states[1][key].double()) / 2
+        if key in statistics:
+            assert not torch.allclose(value.double(), mean)
+        elif value.is_floating_point():
+            torch.testing.assert_close(value, mean.float())
+    manifest = Manifest.from_json(content["manifest"])
+    assert manifest.config["combined"]["how"] == "soup"
+    assert manifest.metrics["macro_f1"] == pytest.approx(scores(run)[0])
+    assert people_of(read_split(run / "split.csv"), "val") == people_of(
+        read_split(runs[0] / "split.csv"), "val"
+    )
+
+
+def test_a_greedy_soup_is_never_worse_than_the_best_alone(
+    runs: list[Path], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*map(str, runs), "--how", "greedy-soup", "--model-dir", str(root / "soups")]
+    capsys.readouterr()
+    assert combine.main(argv) == 0
+    out = capsys.readouterr().out
+    alone = {run: scores(run)[0] for run in runs}
+    for run, score in alone.items():
+        assert f"{run / 'best.pt'}: macro F1 {score:.4f} alone" in out
+    whole = scores(root / "soups/age/greedy-soup")[0]
+    assert whole >= max(alone.values())
+    assert f"macro F1 {whole:.4f}" in out
+    manifest = load_model(root / "soups/age/greedy-soup")[1]
+    taken = len(manifest.config["combined"]["checkpoints"])
+    assert f"age: {taken} of 3 networks" in out
+
+
+# --- what cannot be combined ----------------------------------------------------------------------
+
+
+def test_what_cannot_be_combined(
+    runs: list[Path],
+    groups: list[Path],
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = ["--model-dir", str(tmp_path / "models")]
+    soup = ["--how", "soup", *place]
+    fold = groups[1] / "fold0"
+    assert "give two or more runs" in fails([str(runs[0]), *place], capsys)
+    assert "give two or more runs" in fails([str(runs[0]), str(runs[0]), *place], capsys)
+    assert "no run folder" in fails([str(runs[0]), str(tmp_path), *place], capsys)
+    argv = [*SMALL.split(), "--task", "age", "--data-dir", str(root / "data/train")]
+    argv += ["--model-dir", str(tmp_path / "other"), "--cache", str(root / "cache")]
+    assert train.main([*argv, "--width", "40"]) == 0
+    other = tmp_path / "other/age/exp"
+    assert "such as their size" in fails([str(runs[0]), str(other), *place], capsys)
+    assert train.main([*argv, "--soften-age", "2"]) == 0
+    other = tmp_path / "other/age/exp2"
+    line = fails([str(runs[0]), str(other), *soup], capsys)
+    assert "differ in model, its arguments or tta; take --how ensemble" in line
+    line = fails([str(groups[1]), "--how", "greedy-soup", *place], capsys)
+    assert "nobody to choose a greedy soup on" in line
+    assert not (tmp_path / "models").exists()  # nothing is half-written
+    capsys.readouterr()
+    argv = ["--model", *map(str, groups), "--images", str(root), "--out", str(tmp_path / "o.csv")]
+    assert infer.main(argv) == 1
+    assert f"maskcls-combine {groups[0]}" in capsys.readouterr().err
+    assert combine.main([str(runs[0]), str(fold), *place]) == 0  # different splits may be one
+
+
+def test_a_table_of_the_eval_folder_is_scored(ensembles: Path, root: Path, tmp_path: Path) -> None:
+    """From folds to a score on strangers."""
+    out = tmp_path / "output.csv"
+    argv = ["--model", str(ensembles), "--images", str(root / "data/eval"), "--out", str(out)]
+    assert infer.main(argv) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6 * 7
+    argv = ["--gt", str(root / "data/eval/gt.csv"), "--pred", str(out), "--no-confusion"]
+    assert evaluate.main(argv) == 0
