@@ -3,7 +3,7 @@
 A partition is a shard of the job: whole batches, computed by the same code as on one machine, so
 the labels are the same to the last digit and `maskcls.runtime.merging.merge` makes the same file of
 them. An actor answers with numbers only; the rows go from it to the file. What was computed when a
-node dies, and not yet written, is computed again by another one.
+node dies, and not yet written, is computed again by another one, as often as it takes.
 
 All machines see the model, the pictures and the output under the same paths, and have `maskcls`
 installed.
@@ -17,7 +17,6 @@ import os
 import pickle
 import platform
 import socket
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,8 +45,6 @@ from maskcls.runtime.tables import read_columns, read_rows, split_rows
 
 PARTITION = 2048
 """Pictures per partition, about: what a node that dies loses at most."""
-TRIES = 5
-"""Of a partition whose actor dies with it, after the first."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def connected(purpose: str) -> Iterator[Cluster]:
         DataError: there is no cluster at this address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
     ray: Any
     try:
         import ray
@@ -236,23 +233,17 @@ def _computed(job: Job, todo: Mapping[int, Pictures], cpus: int, gpus: int) -> I
     room = max(1, int(total.get("GPU", 0) // gpus if gpus else total.get("CPU", 0) // cpus))
     rows = [{"number": n, "pictures": pickle.dumps(pictures)} for n, pictures in todo.items()]
     parts = ray.data.from_items(rows, override_num_blocks=len(rows))
-    with warnings.catch_warnings():
-        # There is no other way yet to say how often a task is tried; without an end by default.
-        warnings.filterwarnings(
-            "ignore", message=".*ray_remote_args_fn", category=DeprecationWarning
-        )
-        answers = parts.map_batches(
-            _Labeller,
-            fn_constructor_kwargs={"job": job, "folder": os.getcwd()},
-            batch_size=1,
-            # As many as there is room for, also on nodes that join later.
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, initial_size=min(room, len(rows)), max_size=len(rows)
-            ),
-            num_cpus=cpus,
-            num_gpus=gpus,
-            ray_remote_args_fn=lambda: {"max_task_retries": TRIES},
-        )
+    answers = parts.map_batches(
+        _Labeller,
+        fn_constructor_kwargs={"job": job, "folder": os.getcwd()},
+        batch_size=1,
+        # As many as there is room for, also on nodes that join later.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, initial_size=min(room, len(rows)), max_size=len(rows)
+        ),
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )
     try:
         for answer in answers.iter_rows():
             if answer["failure"]:
