@@ -5,12 +5,14 @@ The nodes are real, each with a CPU of its own, on this machine.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +23,11 @@ import pytest
 pytest.importorskip("ray", reason="needs the extra `ray`")
 pytest.importorskip("pyarrow", reason="needs the extra `ray`")
 
+from maskcls.api import open_engine
 from maskcls.commands.infer import main
+from maskcls.errors import DataError
+from maskcls.runtime import open_pictures
+from maskcls.runtime.cluster import label_on_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -111,16 +117,21 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    folder = Path("/tmp") / f"ray-test-{os.getpid()}"  # short: sockets lie in it
-    folder.mkdir()
-    started = Cluster(folder)
+def short_folder() -> Iterator[Path]:
+    """For Ray's sockets, whose paths may not be long."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-test-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(short_folder: Path) -> Iterator[Cluster]:
+    started = Cluster(short_folder)
     try:
         started.start()
         yield started
     finally:
         started.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def finished() -> int:
@@ -165,3 +176,67 @@ def test_a_node_that_dies_loses_nothing(
     ]
     assert main(["--merge", "labels", "--out", "joined.parquet"]) == 0
     assert Path("joined.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+    # Partitions that are missing are computed, and no others.
+    for number in (7, 201):
+        (Path("labels") / f"part-{number:05}.parquet").unlink()
+    before_it = {path.name: path.stat().st_mtime_ns for path in Path("labels").iterdir()}
+    process = cluster.infer([*on_ray, "--resume"], log)
+    assert process.wait(timeout=120) == 0, log.read_text()
+    after_it = {path.name: path.stat().st_mtime_ns for path in Path("labels").iterdir()}
+    assert len(after_it) == 201
+    assert before_it.items() <= after_it.items()
+    assert main(["--merge", "labels", "--out", "joined.parquet"]) == 0
+    assert Path("joined.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+    # What is not of this job is left alone.
+    engine = open_engine([Path(network) for network in networks], "cpu")
+    sources = open_pictures(Path("photos"))
+    own = {"batch_size": 2, "partition_size": 2}
+    for options, message in (
+        (own, "holds 201 of 201 partitions"),
+        ({**own, "resume": True, "partition_size": 4}, "is of another job"),
+        ({**own, "resume": True, "batch_size": 1}, "is of another job"),
+        ({**own, "resume": True, "probabilities": True}, "is of another job"),
+    ):
+        with pytest.raises(DataError, match=message):
+            label_on_cluster(lambda: engine, engine, sources, Path("labels"), **options)
+
+
+def test_nobody_answers(
+    networks: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model", *networks, "--images", "photos", "--engine", "ray", "--out", "labels"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli" / "infer.py"), *argv],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no Ray cluster at RAY_ADDRESS=127.0.0.1:9: ")
+    assert not Path("labels").exists()
+
+
+def test_benchmark(networks: list[str], photos: Path, tmp_path: Path, short_folder: Path) -> None:
+    """benchmarks/cluster.py. Without RAY_ADDRESS: Ray on this machine alone."""
+    (photos / "20.png").unlink()
+    options = ["--model", *networks, "--images", photos, "--short", 8, "--entries", 90]
+    options += ["--partition-size", 16, "--runs", 1, "--json", tmp_path / "cluster.json"]
+    own = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder), "OMP_NUM_THREADS": "1"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "cluster.py"), *map(str, options)],
+        env=environment | own,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "cluster.json").read_text())
+    for way, row in figures["ways"].items():
+        [[short], [long]] = row["seconds"].values()
+        assert row["images_per_s"] == pytest.approx(82 / (long - short))
+        assert row["fixed_s"] == pytest.approx(short - 8 / row["images_per_s"])
+        assert f"| {way} | {short:.1f} | {long:.1f} |" in done.stdout
+    assert "a billion pictures" in done.stdout
