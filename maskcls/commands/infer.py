@@ -221,11 +221,12 @@ def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path
             provider = "cuda" if cluster.gpus else "cpu"
         gpu = provider != "cpu"
         print(
-            f"Ray: nodes: {cluster.nodes}, CPUs: {cluster.cpus}, GPUs: {cluster.gpus}; "
+            f"Ray: nodes: {len(cluster.nodes)}, CPUs: {cluster.cpus}, GPUs: {cluster.gpus}; "
             f"computing on {provider}"
         )
         cpus = args.workers if gpu else lanes
         result = label_on_cluster(
+            cluster,
             partial(open_engine, models, provider, lanes, cpus),
             engine,
             sources,

@@ -25,7 +25,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from maskcls.errors import CheckpointError, DataError, MaskclsError, MissingExtraError
+from maskcls.errors import (
+    CheckpointError,
+    DataError,
+    MaskclsError,
+    MissingExtraError,
+    ProviderError,
+)
 from maskcls.provenance import ModelFile, ShardRecord
 from maskcls.runtime.engines import Engine
 from maskcls.runtime.labelling import (
@@ -49,11 +55,32 @@ PARTITION = 2048
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster that this process is connected to."""
+    """A Ray cluster that this process is connected to: CPUs and GPUs of each node."""
 
-    nodes: int
-    cpus: int
-    gpus: int
+    nodes: tuple[tuple[int, int], ...]
+
+    @property
+    def cpus(self) -> int:
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return sum(gpus for _, gpus in self.nodes)
+
+    def room(self, cpus: int, gpus: int) -> int:
+        """For how many actors of that size.
+
+        Raises:
+            ProviderError: for none; Ray would wait for a node without an end.
+        """
+        found = sum(min(c // cpus, g // gpus if gpus else c // cpus) for c, g in self.nodes)
+        if not found:
+            largest = max(self.nodes, key=lambda node: (node[1], node[0]), default=(0, 0))
+            raise ProviderError(
+                f"no node of the Ray cluster has {cpus} CPUs and {gpus} GPUs for an actor; the "
+                f"largest has {largest[0]} and {largest[1]}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -81,7 +108,7 @@ def connected(purpose: str) -> Iterator[Cluster]:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        DataError: there is no cluster at this address.
+        DataError: there is no cluster at this address, or it lets nobody in.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
@@ -96,11 +123,13 @@ def connected(purpose: str) -> Iterator[Cluster]:
     own = not ray.is_initialized()
     if own:
         _require_cluster()
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        except (ray.exceptions.RayError, OSError, RuntimeError) as error:  # a key, a version
+            raise DataError(f"no Ray cluster can be used: {' '.join(str(error).split())}") from None
     try:
-        total = ray.cluster_resources()
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        yield Cluster(nodes, int(total.get("CPU", 0)), int(total.get("GPU", 0)))
+        sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Cluster(tuple((int(size.get("CPU", 0)), int(size.get("GPU", 0))) for size in sizes))
     finally:
         if own:
             ray.shutdown()
@@ -123,6 +152,7 @@ def _require_cluster() -> None:
 
 
 def label_on_cluster(
+    cluster: Cluster,
     open_engine: Callable[[], Engine],
     engine: Engine,
     sources: Pictures,
@@ -146,11 +176,13 @@ def label_on_cluster(
     Raises:
         DataError: no picture was given, or none could be read; an actor met an error, which it
             names; partitions are in the way, or of another job.
+        ProviderError: no node has room for an actor.
         MissingExtraError: without pyarrow.
     """
     if not sources:
         raise DataError("no pictures to label")
     import_pyarrow(out)
+    room = cluster.room(cpus, gpus)
     job = Job(
         out=out,
         open_engine=open_engine,
@@ -175,7 +207,7 @@ def label_on_cluster(
             unit="img",
             disable=None,
         ) as bar:
-            for finished in _computed(job, todo, cpus, gpus):
+            for finished in _computed(job, todo, room, cpus, gpus):
                 bar.update(finished)
         for lost in out.glob(".part-*.tmp"):  # of nodes that died
             lost.unlink(missing_ok=True)
@@ -217,8 +249,11 @@ def _unfinished(job: Job, resume: bool) -> list[Shard]:
     return list(shards.values())
 
 
-def _computed(job: Job, todo: Mapping[int, Pictures], cpus: int, gpus: int) -> Iterator[int]:
+def _computed(
+    job: Job, todo: Mapping[int, Pictures], room: int, cpus: int, gpus: int
+) -> Iterator[int]:
     """Has the partitions computed; tells of each, as it is finished, how many pictures it has.
+    `room`: for so many actors there is.
 
     Raises:
         DataError: what an actor met.
@@ -229,8 +264,6 @@ def _computed(job: Job, todo: Mapping[int, Pictures], cpus: int, gpus: int) -> I
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    total = ray.cluster_resources()
-    room = max(1, int(total.get("GPU", 0) // gpus if gpus else total.get("CPU", 0) // cpus))
     rows = [{"number": n, "pictures": pickle.dumps(pictures)} for n, pictures in todo.items()]
     parts = ray.data.from_items(rows, override_num_blocks=len(rows))
     answers = parts.map_batches(

@@ -25,9 +25,9 @@ pytest.importorskip("pyarrow", reason="needs the extra `ray`")
 
 from maskcls.api import open_engine
 from maskcls.commands.infer import main
-from maskcls.errors import DataError
+from maskcls.errors import DataError, ProviderError
 from maskcls.runtime import open_pictures
-from maskcls.runtime.cluster import label_on_cluster
+from maskcls.runtime.cluster import Cluster, label_on_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -46,7 +46,7 @@ def descendants(process: int) -> list[int]:
     return found
 
 
-class Cluster:
+class Nodes:
     """`ray start`, twice: a head and another, each with one CPU; and commands that use them."""
 
     def __init__(self, folder: Path) -> None:
@@ -125,8 +125,8 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def cluster(short_folder: Path) -> Iterator[Cluster]:
-    started = Cluster(short_folder)
+def nodes(short_folder: Path) -> Iterator[Nodes]:
+    started = Nodes(short_folder)
     try:
         started.start()
         yield started
@@ -140,7 +140,7 @@ def finished() -> int:
 
 
 def test_a_node_that_dies_loses_nothing(
-    cluster: Cluster,
+    nodes: Nodes,
     networks: list[str],
     photos: Path,
     tmp_path: Path,
@@ -154,9 +154,9 @@ def test_a_node_that_dies_loses_nothing(
 
     log = tmp_path / "log.txt"
     on_ray = [*job, "--engine", "ray", "--out", "labels", "--partition-size", "2"]
-    process = cluster.infer(on_ray, log)
+    process = nodes.infer(on_ray, log)
     deadline = time.monotonic() + 60
-    while not (finished() and (workers := cluster.workers_of_the_second())):
+    while not (finished() and (workers := nodes.workers_of_the_second())):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     for worker in workers:  # with what it was given
@@ -166,7 +166,7 @@ def test_a_node_that_dies_loses_nothing(
         before = finished()
         time.sleep(2)
     assert 0 < before < 201
-    cluster.kill_the_second()
+    nodes.kill_the_second()
     assert process.wait(timeout=120) == 0, log.read_text()
     told = log.read_text()
     assert "Ray: nodes: 2, CPUs: 2, GPUs: 0; computing on cpu" in told
@@ -181,7 +181,7 @@ def test_a_node_that_dies_loses_nothing(
     for number in (7, 201):
         (Path("labels") / f"part-{number:05}.parquet").unlink()
     before_it = {path.name: path.stat().st_mtime_ns for path in Path("labels").iterdir()}
-    process = cluster.infer([*on_ray, "--resume"], log)
+    process = nodes.infer([*on_ray, "--resume"], log)
     assert process.wait(timeout=120) == 0, log.read_text()
     after_it = {path.name: path.stat().st_mtime_ns for path in Path("labels").iterdir()}
     assert len(after_it) == 201
@@ -200,7 +200,19 @@ def test_a_node_that_dies_loses_nothing(
         ({**own, "resume": True, "probabilities": True}, "is of another job"),
     ):
         with pytest.raises(DataError, match=message):
-            label_on_cluster(lambda: engine, engine, sources, Path("labels"), **options)
+            label_on_cluster(
+                Cluster(((1, 0),)), lambda: engine, engine, sources, Path("labels"), **options
+            )
+
+
+def test_room_for_actors() -> None:
+    cluster = Cluster(((8, 0), (6, 2), (3, 4)))
+    assert (cluster.cpus, cluster.gpus) == (17, 6)
+    assert cluster.room(1, 0) == 17
+    assert cluster.room(4, 0) == 3
+    assert cluster.room(2, 1) == 3
+    with pytest.raises(ProviderError, match=r"has 4 CPUs and 3 GPUs .* largest has 3 and 4$"):
+        cluster.room(4, 3)
 
 
 def test_nobody_answers(
