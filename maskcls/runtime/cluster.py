@@ -18,7 +18,7 @@ import pickle
 import platform
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -278,10 +278,12 @@ def _computed(
         num_gpus=gpus,
     )
     try:
-        for answer in answers.iter_rows():
-            if answer["failure"]:
-                raise DataError(answer["failure"])
-            yield answer["pictures"]
+        # Closed: where one answer ends it, the others are stopped before Ray is.
+        with closing(iter(answers.iter_rows())) as rows_done:
+            for answer in rows_done:
+                if answer["failure"]:
+                    raise DataError(answer["failure"])
+                yield answer["pictures"]
     except ray.exceptions.RayTaskError:  # a bug: its traceback is of use
         raise
     except ray.exceptions.RayError as error:

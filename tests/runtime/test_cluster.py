@@ -231,6 +231,15 @@ def test_nobody_answers(
     assert not Path("labels").exists()
 
 
+def test_an_error_of_an_actor_is_told(nodes: Nodes, networks: list[str], photos: Path) -> None:
+    argv = ["--model", *networks, "--images", str(photos), "--provider", "cpu", "--strict"]
+    argv += ["--engine", "ray", "--out", str(photos.parent / "labels"), "--partition-size", "2"]
+    log = photos.parent / "log.txt"
+    assert nodes.infer([*argv, "--batch-size", "2"], log).wait(timeout=120) == 1
+    assert f"error: {photos / '05.png'}: not a picture in a known format" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
 def test_benchmark(networks: list[str], photos: Path, tmp_path: Path, short_folder: Path) -> None:
     """benchmarks/cluster.py. Without RAY_ADDRESS: Ray on this machine alone."""
     (photos / "20.png").unlink()
