@@ -130,6 +130,7 @@ def test_metadata(wheel: Path) -> None:
         "bench",
         "docs",
         "parquet",
+        "ray",
         "completion",
         "search",
         "wandb",
