@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this clone, installed or not
 
 
-from benchmarks.shared import process_bytes, require_positive, write_figures
+from benchmarks.shared import process_bytes, repeated_list, require_positive, write_figures
 from maskcls.commands._run import guarded
 from maskcls.errors import DataError
 from maskcls.runtime.engines import usable_cores
@@ -163,21 +163,11 @@ def _speed(
 def _memory(
     args: argparse.Namespace, sources: Sequence[Any], count: int, scratch: Path
 ) -> dict[str, Any]:
-    """The whole command on a list of `count` pictures. The folder's are repeated under other names:
-    a list that names a picture twice is refused."""
+    """The whole command on a list of `count` pictures, the folder's repeated."""
     folder = scratch / f"list{count}"
-    folder.mkdir()
-    lines = []
-    for index in range(count):
-        turn, place = divmod(index, len(sources))
-        path = sources[place].path.resolve()
-        link = folder / f"{turn}-{path.parent.name}"
-        if not link.exists():
-            link.symlink_to(path.parent, target_is_directory=True)
-        lines.append(f"{link.name}/{path.name}\n")
-    (folder / "list.txt").write_text("".join(lines), "utf-8")
+    pictures = repeated_list(sources, count, folder)
     command = [sys.executable, str(ROOT / "cli" / "infer.py"), "--model", str(args.model)]
-    command += ["--images", str(folder / "list.txt"), "--out", str(folder / "output.csv")]
+    command += ["--images", str(pictures), "--out", str(folder / "output.csv")]
     command += ["--provider", args.provider, "--batch-size", str(args.batch_size)]
     command += ["--workers", str(args.workers)]
     began = time.perf_counter()

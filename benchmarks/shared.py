@@ -1,15 +1,18 @@
-"""What the benchmarks have in common: options that count, figures on disk, memory of a process."""
+"""What the benchmarks have in common: options that count, long lists of pictures, figures on disk,
+memory of a process."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maskcls.errors import ConfigError
 from maskcls.files import write_atomic
+from maskcls.runtime.sources import Source
 
 PEER_NAMES = {
     "efficientnet_b3": ("efficientnet_b3", "efficientnet_b3"),
@@ -36,6 +39,22 @@ def require_positive(args: argparse.Namespace, *names: str) -> None:
         for value in values:
             if value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: needs at least 1")
+
+
+def repeated_list(sources: Sequence[Source], count: int, folder: Path) -> Path:
+    """`list.txt` with `count` entries, in a new folder: the pictures as often as it takes, under
+    another name each time. (A list that names a picture twice is refused.)"""
+    folder.mkdir()
+    lines = []
+    for index in range(count):
+        turn, place = divmod(index, len(sources))
+        path = sources[place].path.resolve()
+        link = folder / f"{turn}-{path.parent.name}"
+        if not link.exists():
+            link.symlink_to(path.parent, target_is_directory=True)
+        lines.append(f"{link.name}/{path.name}\n")
+    (folder / "list.txt").write_text("".join(lines), "utf-8")
+    return folder / "list.txt"
 
 
 def write_figures(path: Path | None, figures: dict[str, Any]) -> None:

@@ -150,10 +150,12 @@ def load(
     return Classifier(engine, batch_size=batch_size, workers=workers)
 
 
-def open_engine(paths: Sequence[Path], provider: str, lanes: int = 1) -> Engine:
+def open_engine(
+    paths: Sequence[Path], provider: str, lanes: int = 1, cores: int | None = None
+) -> Engine:
     """What answers for these files: here is where other kinds of model files join in.
 
-    `lanes`: batches at once, of ONNX files on a CPU.
+    `lanes`: batches at once, of ONNX files on a CPU; `cores`: how many of them all lanes may use.
 
     Raises:
         CheckpointError: files that cannot be read, or do not answer all attributes.
@@ -170,7 +172,7 @@ def open_engine(paths: Sequence[Path], provider: str, lanes: int = 1) -> Engine:
             raise ConfigError("--model: give ONNX files or checkpoints, not both")
         from maskcls.runtime import open_onnx
 
-        return open_onnx(onnx, provider, lanes)
+        return open_onnx(onnx, provider, lanes, cores)
     if provider == "tensorrt":
         raise ConfigError("--provider tensorrt: PyTorch checkpoints run on cpu or cuda")
     if lanes > 1:

@@ -26,6 +26,17 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class ShardRecord:
+    """Which part of a job a prediction file is, and what the other parts must share with it."""
+
+    number: int  # from 1
+    count: int
+    batch_size: int
+    escape_formulas: bool
+    pictures_sha256: str  # of the list of all pictures
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How a prediction file was made.
 
@@ -37,6 +48,7 @@ class Provenance:
     errors: int  # pictures that could not be read; their `ans` is empty
     seen_in_training: int | None
     models: tuple[ModelFile, ...]
+    shard: ShardRecord | None = None  # None: it is the whole job
 
     def __post_init__(self) -> None:
         for name in ("pictures", "errors", "seen_in_training"):
@@ -57,7 +69,7 @@ def write_provenance(
 ) -> Path:
     """Writes the provenance beside a prediction file that is complete, and plain values that there
     are `more` to say; returns its path."""
-    values = asdict(provenance) | dict(more or {}) | {"labels_sha256": _sha256(pred_path)}
+    values = to_values(provenance) | dict(more or {}) | {"labels_sha256": _sha256(pred_path)}
     text = json.dumps(values, indent=1) + "\n"  # ASCII: names that are no UTF-8 survive
     write_atomic(provenance_path(pred_path), text.encode())
     return provenance_path(pred_path)
@@ -70,11 +82,30 @@ def read_provenance(pred_path: Path) -> Provenance | None:
     try:
         values = json.loads(provenance_path(pred_path).read_text("utf-8"))
         labels_sha256 = values.pop("labels_sha256")
-        values["models"] = tuple(ModelFile(**model) for model in values["models"])
-        provenance = Provenance(**{name.name: values[name.name] for name in fields(Provenance)})
+        provenance = from_values(values)
         return provenance if labels_sha256 == _sha256(pred_path) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def to_values(provenance: Provenance) -> dict[str, Any]:
+    """What JSON holds of it."""
+    values = asdict(provenance)
+    if provenance.shard is None:
+        del values["shard"]
+    return values
+
+
+def from_values(values: dict[str, Any]) -> Provenance:
+    """
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: they are not of `to_values`.
+    """
+    known = {field.name: values[field.name] for field in fields(Provenance) if field.name in values}
+    known["models"] = tuple(ModelFile(**model) for model in values["models"])
+    if "shard" in values:
+        known["shard"] = ShardRecord(**values["shard"])
+    return Provenance(**known)
 
 
 def fingerprint(text: str) -> int:
@@ -87,4 +118,5 @@ def fingerprint(text: str) -> int:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

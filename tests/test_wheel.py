@@ -132,6 +132,7 @@ def test_metadata(wheel: Path) -> None:
         "bench",
         "docs",
         "parquet",
+        "ray",
         "completion",
         "search",
         "wandb",

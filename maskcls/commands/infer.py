@@ -9,10 +9,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskcls.runtime import LabellingResult
+    from maskcls.runtime.shards import Shard
 
 PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
 OUTPUT_FILE = "output.csv"
@@ -27,11 +33,25 @@ cannot be read gets an empty ans and its reason in a column `error`, and the job
 
 A job that was interrupted leaves its finished parts beside the output; --resume goes on from them.
 
+Several machines label one list with --shard 1/4 to --shard 4/4, each to an output of its own. Bring
+the outputs together, each with the .json beside it, and --merge joins them into the file that one
+machine would have written.
+
+With a Ray cluster, --engine ray does all that by itself, and goes on when a node dies. Each worker
+has --lanes CPUs (default 1), or one GPU. All machines see model, pictures and output under the same
+paths. The output is a folder of Parquet files; --resume goes on after those that are there, and
+--merge makes one file of them.
+
 examples:
   maskcls-infer --model onnx/maskcls.onnx --images photos --out labels.csv
   maskcls-infer --model runs --images data/eval --out output.csv
   maskcls-infer --model runs/mask_gender/exp runs/age/exp --images photos --out labels.csv
   maskcls-infer --model runs --images list.txt --out labels.csv --probabilities
+  maskcls-infer --model onnx/maskcls.onnx --images shards/ --out labels.parquet
+  maskcls-infer --model onnx/maskcls.onnx --images list.txt --shard 1/2 --out part-1.csv
+  maskcls-infer --merge part-1.csv part-2.csv --out labels.csv
+  maskcls-infer --model onnx/maskcls.onnx --images shards/ --engine ray --out labels
+  maskcls-infer --merge labels --out labels.parquet
 """
 
 
@@ -55,8 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images",
         type=Path,
-        metavar="DIR|CSV|TXT",
-        help=f"pictures: a folder, or a list of paths; {env_help('SM_CHANNEL_EVAL')}",
+        metavar="DIR|CSV|TXT|PARQUET|TAR",
+        help="pictures: a folder; a list of paths; a Parquet table of paths or of pictures; a tar "
+        f"file of pictures (WebDataset), or a folder of them; {env_help('SM_CHANNEL_EVAL')}",
     )
     parser.add_argument(
         "--info",
@@ -99,6 +120,32 @@ def build_parser() -> argparse.ArgumentParser:
         help="go on with a job that was interrupted, to the same file",
     )
     parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="label the I-th of N parts of the pictures only, 1/N to N/N; --merge joins them",
+    )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="label nothing, but join into --out the outputs of all shards, or the folder that "
+        "--engine ray has filled",
+    )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="ray: label on a Ray cluster, into a folder of Parquet files (extra `ray`)",
+    )
+    parser.add_argument(
+        "--partition-size",
+        type=_positive,
+        metavar="N",
+        help="Ray: pictures per file, about (default 2,048)",
+    )
+    parser.add_argument(
         "--escape-formulas",
         action="store_true",
         help="in a CSV, put ' before names that a spreadsheet would run as a formula, such as "
@@ -114,19 +161,21 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = build_parser().parse_args(argv)
+    if args.merge:
+        return _merge(args)
     models = args.model or _from_environment("--model", "SM_CHANNEL_MODEL")
     [images] = [args.images] if args.images else _from_environment("--images", "SM_CHANNEL_EVAL")
-    if args.out is None:
-        [folder] = _from_environment("--out", "SM_OUTPUT_DATA_DIR")
-        args.out = folder / OUTPUT_FILE
-    if args.out.suffix.lower() not in (".csv", ".parquet"):
-        raise ConfigError(f"--out {args.out}: name it .csv or .parquet")
+    if args.engine == "ray":
+        return _label_on_ray(args, models, images)
+    if args.partition_size is not None:
+        raise ConfigError("--partition-size: is of --engine ray; without it there is one file")
+    args.out = _output(args.out)
 
     from maskcls.api import open_engine
-    from maskcls.runtime import inference, list_pictures
+    from maskcls.runtime import inference, open_pictures
     from maskcls.runtime.tuning import tuned
 
-    sources = list_pictures(images, args.info)
+    sources = open_pictures(images, args.info)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     engine = open_engine(models, args.provider, args.lanes or 1)
     print(f"computing with {engine.provider}")
@@ -143,7 +192,84 @@ def main(argv: Sequence[str] | None = None) -> int:
         strict=args.strict,
         resume=args.resume,
         escape_formulas=args.escape_formulas,
+        shard=args.shard,
     )
+    _tell(result)
+    if args.shard:
+        print(f"this is shard {args.shard}; --merge joins all {args.shard.count} shards")
+    return 0
+
+
+def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path) -> int:
+    if args.shard:
+        raise ConfigError("--shard: Ray divides the work by itself; leave it out")
+    if args.escape_formulas:
+        raise ConfigError("--escape-formulas: is for CSV; --engine ray writes Parquet")
+    if args.out is None or args.out.suffix:
+        raise ConfigError("--engine ray writes a folder of Parquet files: --out labels")
+
+    from maskcls.api import open_engine
+    from maskcls.runtime import open_pictures
+    from maskcls.runtime.cluster import PARTITION, connected, label_on_cluster
+
+    sources = open_pictures(images, args.info)
+    engine = open_engine(models, "cpu")  # or fail before the cluster does
+    lanes = args.lanes or 1
+    with connected("--engine ray") as cluster:
+        provider = args.provider
+        if provider == "auto":
+            provider = "cuda" if cluster.gpus else "cpu"
+        gpu = provider != "cpu"
+        print(
+            f"Ray: nodes: {len(cluster.nodes)}, CPUs: {cluster.cpus}, GPUs: {cluster.gpus}; "
+            f"computing on {provider}"
+        )
+        cpus = args.workers if gpu else lanes
+        result = label_on_cluster(
+            cluster,
+            partial(open_engine, models, provider, lanes, cpus),
+            engine,
+            sources,
+            args.out,
+            batch_size=_resolve_batch_size(args.batch_size, provider),
+            workers=args.workers,
+            probabilities=args.probabilities,
+            strict=args.strict,
+            resume=args.resume,
+            partition_size=args.partition_size or PARTITION,
+            cpus=cpus,
+            gpus=int(gpu),
+        )
+    _tell(result)
+    print(f"for one file: --merge {result.out} --out {result.out}.parquet")
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    given = {"--model": args.model, "--images": args.images, "--shard": args.shard}
+    if wrong := [option for option, value in given.items() if value is not None]:
+        raise ConfigError(f"--merge labels nothing: leave {' and '.join(wrong)} out")
+
+    from maskcls.runtime import merge
+
+    _tell(merge(args.merge, _output(args.out)))
+    return 0
+
+
+def _output(out: Path | None) -> Path:
+    """
+    Raises:
+        ConfigError: it was not given, or ends in something else than is written.
+    """
+    if out is None:
+        [folder] = _from_environment("--out", "SM_OUTPUT_DATA_DIR")
+        out = folder / OUTPUT_FILE
+    if out.suffix.lower() not in (".csv", ".parquet"):
+        raise ConfigError(f"--out {out}: name it .csv or .parquet")
+    return out
+
+
+def _tell(result: LabellingResult) -> None:
     print(f"labelled {result.pictures - len(result.errors)} pictures → {result.out}")
     if result.errors:
         shown = "\n  ".join(result.errors[:SHOWN_ERRORS])
@@ -157,7 +283,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"note: {result.seen_in_training} of the pictures or their people were trained on",
             file=sys.stderr,
         )
-    return 0
 
 
 def _from_environment(flag: str, variable: str) -> list[Path]:
@@ -179,6 +304,15 @@ def _resolve_batch_size(chosen: str | int, provider: str) -> int:
 
 def _batch_size(text: str) -> str | int:
     return text if text == "auto" else _positive(text)
+
+
+def _shard(text: str) -> Shard:
+    from maskcls.runtime.shards import Shard
+
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return Shard(int(number), int(count))
+    raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4, 2/4, 3/4 or 4/4")
 
 
 def _positive(text: str) -> int:

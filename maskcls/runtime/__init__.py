@@ -5,15 +5,22 @@
 from maskcls.runtime.classifier import Classifier, Prediction
 from maskcls.runtime.engines import Engine, open_onnx
 from maskcls.runtime.labelling import LabellingResult, inference
-from maskcls.runtime.sources import Source, list_pictures
+from maskcls.runtime.merging import merge
+from maskcls.runtime.packed import open_pictures
+from maskcls.runtime.shards import Shard
+from maskcls.runtime.sources import Pictures, Source, list_pictures
 
 __all__ = [
     "Classifier",
     "Engine",
     "LabellingResult",
+    "Pictures",
     "Prediction",
+    "Shard",
     "Source",
     "inference",
     "list_pictures",
+    "merge",
     "open_onnx",
+    "open_pictures",
 ]

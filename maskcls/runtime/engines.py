@@ -53,7 +53,9 @@ class FusedEngine:
         ProviderError: the provider cannot be had.
     """
 
-    def __init__(self, path: Path, provider: str = "auto", lanes: int = 1) -> None:
+    def __init__(
+        self, path: Path, provider: str = "auto", lanes: int = 1, cores: int | None = None
+    ) -> None:
         file = read_onnx(path)
         if file.manifest.kind != "fused":
             raise CheckpointError(
@@ -67,7 +69,7 @@ class FusedEngine:
         )
         self.models = (ModelFile("fused", str(path), file.sha256),)
         self.trained_on = file.trained_on
-        self._session = open_session(file.content, path, provider, threads_per_lane(lanes))
+        self._session = open_session(file.content, path, provider, threads_per_lane(lanes, cores))
         self.provider: str = self._session.get_providers()[0]
         self.lanes = lanes
 
@@ -92,7 +94,13 @@ class NetworksEngine:
         ProviderError: the provider cannot be had.
     """
 
-    def __init__(self, paths: Sequence[Path], provider: str = "auto", lanes: int = 1) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        provider: str = "auto",
+        lanes: int = 1,
+        cores: int | None = None,
+    ) -> None:
         files = [read_onnx(path) for path in paths]
         for file in files:
             if file.manifest.kind == "fused":
@@ -108,7 +116,7 @@ class NetworksEngine:
         )
         seen = [file.trained_on for file in files]
         self.trained_on = None if None in seen else frozenset().union(*(s for s in seen if s))
-        threads = threads_per_lane(lanes)
+        threads = threads_per_lane(lanes, cores)
         self._sessions = [open_session(f.content, f.path, provider, threads) for f in files]
         self.provider: str = self._sessions[0].get_providers()[0]
         self.lanes = lanes
@@ -124,15 +132,16 @@ class NetworksEngine:
 
 
 def open_onnx(
-    paths: Sequence[Path], provider: str = "auto", lanes: int = 1
+    paths: Sequence[Path], provider: str = "auto", lanes: int = 1, cores: int | None = None
 ) -> FusedEngine | NetworksEngine:
     """One fused file, or single networks that together answer everything.
 
     `lanes`: batches at once, each on its part of the CPU's cores; the answers are the same.
+    `cores`: how many of them all lanes may use; None: all that the process may.
     """
     if len(paths) == 1 and read_onnx(paths[0]).manifest.kind == "fused":
-        return FusedEngine(paths[0], provider, lanes)
-    return NetworksEngine(paths, provider, lanes)
+        return FusedEngine(paths[0], provider, lanes, cores)
+    return NetworksEngine(paths, provider, lanes, cores)
 
 
 def usable_cores() -> int:
@@ -140,6 +149,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_per_lane(lanes: int) -> int | None:
+def threads_per_lane(lanes: int, cores: int | None = None) -> int | None:
     """Of one operator; None leaves it to onnxruntime."""
-    return None if lanes == 1 else max(1, usable_cores() // lanes)
+    if lanes == 1 and cores is None:
+        return None
+    return max(1, (cores or usable_cores()) // lanes)

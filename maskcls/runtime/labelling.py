@@ -10,29 +10,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from maskcls.errors import DataError, MissingExtraError, PictureError
-from maskcls.files import replacing, write_rows
+from maskcls.errors import DataError, PictureError
 from maskcls.images import content_digest, decode, decode_pixels, read_bytes
 from maskcls.labels import ATTRIBUTES, MULTI, probability_column
 from maskcls.preprocessing import PreprocessSpec
-from maskcls.provenance import Provenance, fingerprint, write_provenance
+from maskcls.provenance import Provenance, ShardRecord, fingerprint, write_provenance
 from maskcls.runtime.engines import Engine
-from maskcls.runtime.parts import Parts, only_job
-from maskcls.runtime.sources import Source
+from maskcls.runtime.packed import PackedPictures, import_pyarrow, pictures_digest
+from maskcls.runtime.parts import Parts, Row, only_job
+from maskcls.runtime.shards import Shard
+from maskcls.runtime.sources import Pictures, Source
+from maskcls.runtime.tables import write_table
 
 Item = TypeVar("Item")
 
 PART = 512
 """Pictures per part, at least: what a killed job loses at most, and what is in memory of its rows.
 """
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the start of a formula (OWASP, CSV Injection)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Decoded:
 
 def inference(
     engine: Engine,
-    sources: Sequence[Source],
+    sources: Pictures,
     out: Path,
     *,
     batch_size: int = 32,
@@ -66,6 +66,7 @@ def inference(
     strict: bool = False,
     resume: bool = False,
     escape_formulas: bool = False,
+    shard: Shard | None = None,
 ) -> LabellingResult:
     """Labels pictures with the 18 classes and writes `ImageID,ans` in their order.
 
@@ -76,46 +77,68 @@ def inference(
     `resume` an interrupted job goes on after them and ends with the same file.
 
     `escape_formulas`: in a CSV, text that a spreadsheet would run as a formula is preceded by `'`.
+    `shard`: labels this part of the pictures only; `maskcls.runtime.merging.merge` joins the parts.
 
     Raises:
-        DataError: no picture was given, or none could be read; or an unfinished job of this output
-            is in the way.
+        DataError: no picture was given, or none could be read (of a shard all may be unreadable);
+            or an unfinished job of this output is in the way.
         PictureError: with `strict`, a picture that cannot be read.
         MissingExtraError: Parquet without pyarrow.
     """
     if not sources:
         raise DataError("no pictures to label")
     if out.suffix.lower() == ".parquet":
-        _import_pyarrow(out)  # or fail before the work, not after it
+        import_pyarrow(out)  # or fail before the work, not after it
+    record = None
+    if shard is not None:
+        digest = pictures_digest(sources)
+        record = ShardRecord(shard.number, shard.count, batch_size, escape_formulas, digest)
+        sources = sources[shard.bounds(len(sources), batch_size)]
     with only_job(out):
         parts = Parts(out, _job_key(engine, sources, batch_size, probabilities), resume=resume)
         try:
             _label_rest(engine, sources, parts, batch_size, workers, probabilities, strict)
         finally:
-            if parts.done == 0:  # nothing to go on from
+            if parts.done == 0 and len(sources):  # nothing to go on from
                 parts.remove()
-        return _put_together(engine, sources, parts, out, probabilities, escape_formulas)
+        made, errors = summed_up(engine, itertools.chain.from_iterable(parts), record)
+        if record is None and made.errors == made.pictures:
+            parts.remove()
+            raise nothing_to_read(errors)
+        columns = label_columns(probabilities) + (["error"] if errors else [])
+        write_table(out, columns, parts, escape_formulas=escape_formulas)
+        write_provenance(out, made)
+        parts.remove()
+    return LabellingResult(out, made.pictures, tuple(errors), made.seen_in_training)
 
 
-def _put_together(
-    engine: Engine,
-    sources: Sequence[Source],
-    parts: Parts,
-    out: Path,
-    probabilities: bool,
-    escape_formulas: bool,
-) -> LabellingResult:
-    """The output from all its parts, which are removed."""
+def summed_up(
+    engine: Engine, rows: Iterable[Row], record: ShardRecord | None
+) -> tuple[Provenance, list[str]]:
+    """What finished rows come to, and the messages of those pictures that could not be read."""
+    pictures = seen = 0
     errors: list[str] = []
-    seen = 0
-    for row in parts.rows():
+    for row in rows:
+        pictures += 1
         seen += row["seen"]
         if "error" in row:
             errors.append(row["error"])
-    if len(errors) == len(sources):
-        parts.remove()
-        raise DataError(f"none of {len(sources)} pictures can be read, first: {errors[0]}")
+    seen_in_training = None if engine.trained_on is None else seen
+    return Provenance(pictures, len(errors), seen_in_training, engine.models, record), errors
 
+
+def nothing_to_read(errors: Sequence[str]) -> DataError:
+    """Of a job in which every picture has an error."""
+    return DataError(f"none of {len(errors)} pictures can be read, first: {errors[0]}")
+
+
+def part_size(batch_size: int) -> int:
+    """Pictures per part: whole batches."""
+    return batch_size * max(1, PART // batch_size)
+
+
+def label_columns(probabilities: bool) -> list[str]:
+    """Of the output, without `error`."""
     columns = ["ImageID", "ans"]
     if probabilities:
         columns += [
@@ -123,16 +146,12 @@ def _put_together(
             for name, values in ATTRIBUTES.items()
             for value in values
         ]
-    _write(out, columns + (["error"] if errors else []), parts, escape_formulas)
-    seen_in_training = None if engine.trained_on is None else seen
-    write_provenance(out, Provenance(len(sources), len(errors), seen_in_training, engine.models))
-    parts.remove()
-    return LabellingResult(out, len(sources), tuple(errors), seen_in_training)
+    return columns
 
 
 def _label_rest(
     engine: Engine,
-    sources: Sequence[Source],
+    sources: Pictures,
     parts: Parts,
     batch_size: int,
     workers: int,
@@ -141,21 +160,15 @@ def _label_rest(
 ) -> None:
     """The parts that are not there yet. They hold whole batches, so a job that goes on computes
     the same batches as one that was never interrupted."""
-    part_size = batch_size * max(1, PART // batch_size)
-    start = min(parts.done * part_size, len(sources))
-    known = engine.trained_on
-    rows: list[dict[str, object]] = []
+    size = part_size(batch_size)
+    start = min(parts.done * size, len(sources))
+    rows: list[Row] = []
     with tqdm(total=len(sources), initial=start, desc="labelling", unit="img", disable=None) as bar:
-        for batch, predicted in answered_batches(
-            engine, sources[start:], batch_size, workers, known
+        for batch in labelled_batches(
+            engine, sources[start:], batch_size, workers, probabilities, strict
         ):
-            answers = iter(_rows(predicted, probabilities))
-            for picture in batch:
-                if picture.error and strict:
-                    raise PictureError(picture.error)
-                row = {"error": picture.error} if picture.error else next(answers)
-                rows.append({"ImageID": picture.source.image_id, "seen": int(picture.seen), **row})
-            if len(rows) >= part_size:
+            rows += batch
+            if len(rows) >= size:
                 parts.write(rows)
                 rows = []
             bar.update(len(batch))
@@ -163,21 +176,47 @@ def _label_rest(
         parts.write(rows)
 
 
-def _job_key(
-    engine: Engine, sources: Sequence[Source], batch_size: int, probabilities: bool
-) -> str:
+def labelled_batches(
+    engine: Engine,
+    sources: Pictures,
+    batch_size: int,
+    workers: int,
+    probabilities: bool,
+    strict: bool = False,
+) -> Iterator[list[Row]]:
+    """Batches of rows as they stand in the output, with a column `seen` besides.
+
+    Raises:
+        PictureError: with `strict`, a picture that cannot be read.
+    """
+    for batch, predicted in answered_batches(
+        engine, sources, batch_size, workers, engine.trained_on
+    ):
+        answers = iter(_rows(predicted, probabilities))
+        rows: list[Row] = []
+        for picture in batch:
+            if picture.error and strict:
+                raise PictureError(picture.error)
+            row = {"error": picture.error} if picture.error else next(answers)
+            rows.append({"ImageID": picture.source.image_id, "seen": int(picture.seen), **row})
+        yield rows
+
+
+def _job_key(engine: Engine, sources: Pictures, batch_size: int, probabilities: bool) -> str:
     """What must be the same for a job to go on."""
     digest = hashlib.sha256()
     options = [batch_size, probabilities, *(model.sha256 for model in engine.models)]
     digest.update(json.dumps(options).encode())
-    for source in sources:
-        digest.update(json.dumps([source.image_id, str(source.path)]).encode())
+    digest.update(pictures_digest(sources).encode())
+    if not isinstance(sources, PackedPictures):
+        for source in sources:
+            digest.update(json.dumps(str(source.path)).encode())
     return digest.hexdigest()
 
 
 def decoded_batches(
     specs: Sequence[PreprocessSpec | None],
-    sources: Sequence[Source],
+    sources: Iterable[Source],
     batch_size: int,
     workers: int,
     known: frozenset[int] | None,
@@ -187,15 +226,14 @@ def decoded_batches(
 
 
 def ahead(
-    decode: Callable[[Item], Decoded], items: Sequence[Item], batch_size: int, workers: int
+    decode: Callable[[Item], Decoded], items: Iterable[Item], batch_size: int, workers: int
 ) -> Iterator[list[Decoded]]:
     """Batches in order; the next ones are decoded while the caller works on the present one, and
     never more than three are in memory."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[list[Future[Decoded]]] = []
         try:
-            for start in range(0, len(items), batch_size):
-                part = items[start : start + batch_size]
+            for part in _split(items, batch_size):
                 waiting.append([pool.submit(decode, item) for item in part])
                 if len(waiting) == 3:
                     yield [future.result() for future in waiting.pop(0)]
@@ -207,7 +245,7 @@ def ahead(
 
 def answered_batches(
     engine: Engine,
-    sources: Sequence[Source],
+    sources: Iterable[Source],
     batch_size: int,
     workers: int,
     known: frozenset[int] | None = None,
@@ -229,8 +267,8 @@ def answered_batches(
     with ThreadPoolExecutor(engine.lanes) as pool:
         waiting: list[Future[tuple[list[Decoded], np.ndarray]]] = []
         try:
-            for start in range(0, len(sources), batch_size):
-                waiting.append(pool.submit(work, sources[start : start + batch_size]))
+            for part in _split(sources, batch_size):
+                waiting.append(pool.submit(work, part))
                 if len(waiting) > 2 * engine.lanes:  # a slow batch leaves no lane without work
                     yield waiting.pop(0).result()
             while waiting:
@@ -239,18 +277,39 @@ def answered_batches(
             pool.shutdown(cancel_futures=True)
 
 
+def _split(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of so many, the last of what is left."""
+    rest = iter(items)
+    while part := list(itertools.islice(rest, size)):
+        yield part
+
+
 def load(
     source: Source, specs: Sequence[PreprocessSpec | None], known: frozenset[int] | None
 ) -> Decoded:
     """One picture for an engine of these specs; `known`: fingerprints that count as seen."""
     try:
-        content = read_bytes(source.path)
+        content = _content(source)
         pixels = decode_for(content, source.path, specs)
     except PictureError as error:
         return Decoded(source, (), False, str(error))
     person = fingerprint(unicodedata.normalize("NFC", source.path.parent.name))
     seen = bool(known and (person in known or fingerprint(content_digest(content)) in known))
     return Decoded(source, pixels, seen)
+
+
+def _content(source: Source) -> bytes:
+    """
+    Raises:
+        PictureError: there is none.
+    """
+    if source.error:
+        raise PictureError(source.error)
+    if source.content is None:
+        return read_bytes(source.path)
+    if not source.content:
+        raise PictureError(f"{source.path}: the picture is empty")
+    return source.content
 
 
 def _predict_good(engine: Engine, batch: Sequence[Decoded]) -> np.ndarray:
@@ -303,37 +362,3 @@ def _rows(predicted: np.ndarray, probabilities: bool) -> Iterable[dict[str, obje
             for value, probability in zip(ATTRIBUTES[name], values[index], strict=True):
                 row[probability_column(name, value)] = round(float(probability), 6)
         yield row
-
-
-def _write(out: Path, columns: Sequence[str], parts: Parts, escape_formulas: bool) -> None:
-    with replacing(out) as temporary:
-        if out.suffix.lower() == ".parquet":
-            _write_parquet(temporary, columns, parts, _import_pyarrow(out))
-            return
-        # surrogateescape: a file name that is no UTF-8 is written as it lies on the disk.
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = ([str(row.get(name, "")) for name in columns] for row in parts.rows())
-            if escape_formulas:
-                rows = (
-                    [f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell for cell in cells]
-                    for cells in rows
-                )
-            write_rows(file, itertools.chain([columns], rows))
-
-
-def _write_parquet(path: Path, columns: Sequence[str], parts: Parts, pyarrow: Any) -> None:
-    kinds = {"ImageID": pyarrow.string(), "ans": pyarrow.int64(), "error": pyarrow.string()}
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for part in parts:
-            arrays = {name: [row.get(name) for row in part] for name in columns}
-            writer.write_table(pyarrow.table(arrays, schema=schema))
-
-
-def _import_pyarrow(out: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError("pyarrow", "parquet", f"{out}: Parquet") from None
-    return pyarrow

@@ -26,8 +26,9 @@ def parts_path(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def only_job(out: Path) -> Iterator[None]:
-    """Keeps a second job from the same output while one writes it.
+def only_job(out: Path, folder: Path | None = None) -> Iterator[None]:
+    """Keeps a second job from the same output while one writes it. `folder`: where the lock lies;
+    None: among the parts.
 
     Raises:
         DataError: another process is labelling into it.
@@ -36,7 +37,7 @@ def only_job(out: Path) -> Iterator[None]:
     def busy() -> None:
         raise DataError(f"{out}: another job is writing it; wait for its end, or name another file")
 
-    with locked(parts_path(out) / LOCK, busy):
+    with locked((folder or parts_path(out)) / LOCK, busy):
         yield
 
 
@@ -67,12 +68,8 @@ class Parts:
         write_atomic(self._file(self.done), lines.encode())
         self.done += 1
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, in order, a part in memory at a time."""
-        for part in self:
-            yield from part
-
     def __iter__(self) -> Iterator[list[Row]]:
+        """The rows of each part, in order, a part in memory at a time."""
         for index in range(self.done):
             lines = self._file(index).read_text("utf-8").splitlines()
             yield [json.loads(line) for line in lines]

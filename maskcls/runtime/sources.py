@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from maskcls.errors import DataError
 from maskcls.images import is_image_file
@@ -20,6 +22,19 @@ class Source:
 
     image_id: str  # as it stands in the output
     path: Path
+    content: bytes | None = None  # of a picture that is packed with others; else of the file `path`
+    error: str = ""  # why a packed picture has no content
+
+
+class Pictures(Protocol):
+    """Pictures in order, read one after the other: a list of `Source`, or what
+    `maskcls.runtime.packed` opens, which is never in memory as a whole."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Source]: ...
+
+    def __getitem__(self, part: slice, /) -> Pictures: ...
 
 
 def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
@@ -46,22 +61,20 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
         images, info = images / "images", images / "info.csv"
     if info is not None:
         return _read_list(info, images)
-    sources = [
-        Source(path.relative_to(images).as_posix(), path)
-        for path in _walk(images)
-        if is_image_file(path)
-    ]
+    sources = [Source(path.relative_to(images).as_posix(), path) for path in picture_files(images)]
     if not sources:
         raise DataError(f"{images}: no pictures in it")
     return sources
 
 
-def _walk(folder: Path) -> list[Path]:
-    """All files below, sorted; links to folders are not followed, hidden names are passed over."""
+def picture_files(folder: Path) -> list[Path]:
+    """All pictures below, sorted; hidden names are passed over, links to folders not followed."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
+        found += [
+            Path(parent, name) for name in files if not name.startswith(".") and is_image_file(name)
+        ]
     return sorted(found)
 
 
@@ -91,10 +104,10 @@ def _read_list(table: Path, folder: Path) -> list[Source]:
         if name in seen or not name:
             raise DataError(f"{table}: {'an empty name' if not name else f'{name!r} stands twice'}")
         seen.add(name)
-    return [Source(name, _locate(folder, name)) for name in names]
+    return [Source(name, locate(folder, name)) for name in names]
 
 
-def _locate(folder: Path, name: str) -> Path:
+def locate(folder: Path, name: str) -> Path:
     """The file of that name; one whose name differs only in Unicode normalisation will do."""
     path = folder / name
     # os.path: a name that no file can have, because it is too long, is none that exists.

@@ -12,14 +12,14 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from maskcls.files import cache_folder, write_atomic
 from maskcls.runtime.engines import Engine, open_onnx, usable_cores
 from maskcls.runtime.labelling import answered_batches
 from maskcls.runtime.session import PROVIDERS, import_onnxruntime
-from maskcls.runtime.sources import Source
+from maskcls.runtime.sources import Pictures
 
 MIN_PICTURES = 2000
 """Of a job that is worth some seconds of measuring."""
@@ -32,7 +32,7 @@ FILE = "lanes.json"
 
 def tuned(
     engine: Engine,
-    sources: Sequence[Source],
+    sources: Pictures,
     batch_size: int,
     workers: int,
     *,
@@ -76,11 +76,11 @@ def _with_lanes(engine: Engine, lanes: int) -> Engine:
     return open_onnx([Path(model.path) for model in engine.models], "cpu", lanes)
 
 
-def fastest_lanes(engine: Engine, sources: Sequence[Source], batch_size: int, workers: int) -> int:
+def fastest_lanes(engine: Engine, sources: Pictures, batch_size: int, workers: int) -> int:
     """Measured from file to answer on the first of the pictures, some seconds long."""
     choices = lane_choices(usable_cores())
     engines = [_with_lanes(engine, lanes) for lanes in choices]
-    sample = sources[: BATCHES * max(choices) * batch_size]
+    sample = list(sources[: BATCHES * max(choices) * batch_size])
     rates = dict.fromkeys(choices, 0.0)
     for turn in range(TURNS + 1):  # the first is not counted: allocation, page cache
         for one in engines if turn % 2 else reversed(engines):
