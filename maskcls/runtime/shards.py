@@ -23,10 +23,8 @@ class Shard:
         """Which of so many pictures are its own.
 
         Shards hold whole batches: a picture is computed beside the same others as without shards,
-        so it gets the same answer, to the last digit. They differ by a batch at most.
-
-        >>> [Shard(n, 3).bounds(10, 2) for n in (1, 2, 3)]
-        [slice(0, 2, None), slice(2, 6, None), slice(6, 10, None)]
+        so it gets the same answer, to the last digit. They differ by a batch at most: of 10
+        pictures in batches of 2, three shards have 2, 4 and 4.
         """
         batches = -(-pictures // batch_size)
         first, last = (n * batches // self.count for n in (self.number - 1, self.number))
