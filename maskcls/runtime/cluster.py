@@ -112,7 +112,6 @@ def connected(purpose: str) -> Iterator[Cluster]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
-    ray: Any
     try:
         import ray
         import ray.data
@@ -260,7 +259,6 @@ def _computed(
     """
     if not todo:
         return
-    ray: Any
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
