@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +46,17 @@ def descendants(process: int) -> list[int]:
     return found
 
 
+def signal_workers(node: subprocess.Popen[bytes], number: signal.Signals) -> bool:
+    """Sends it to the processes of the node's actors that label; says whether there is one."""
+    found = False
+    for process in descendants(node.pid):
+        with suppress(OSError):
+            if b"_Labeller" in Path(f"/proc/{process}/cmdline").read_bytes():
+                os.kill(process, number)
+                found = True
+    return found
+
+
 class Nodes:
     """`ray start`, twice: a head and another, each with one CPU; and commands that use them."""
 
@@ -66,9 +77,9 @@ class Nodes:
 
     def start(self) -> None:
         head = ["--head", "--port", "0", "--include-dashboard", "false"]
-        self._node([*head, "--temp-dir", str(self._folder)])
+        self.first = self._node([*head, "--temp-dir", str(self._folder)])
         address = (self._folder / "ray_current_cluster").read_text()
-        self._second = self._node(["--address", address])
+        self.second = self._node(["--address", address])
         self._environment["RAY_ADDRESS"] = address
 
     def _node(self, options: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -92,23 +103,11 @@ class Nodes:
         self._started.append(process)
         return process
 
-    def workers_of_the_second(self) -> list[int]:
-        """Processes of its actors that label."""
-        found = []
-        for process in descendants(self._second.pid):
-            with suppress(OSError):
-                if b"_Labeller" in Path(f"/proc/{process}/cmdline").read_bytes():
-                    found.append(process)
-        return found
-
-    def kill_the_second(self) -> None:
-        self._kill(self._second)
-
     def stop(self) -> None:
         for process in reversed(self._started):
-            self._kill(process)
+            self.kill(process)
 
-    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             for one in descendants(process.pid):
                 with suppress(ProcessLookupError):
@@ -156,17 +155,25 @@ def test_a_node_that_dies_loses_nothing(
     on_ray = [*job, "--engine", "ray", "--out", "labels", "--partition-size", "2"]
     process = nodes.infer(on_ray, log)
     deadline = time.monotonic() + 60
-    while not (finished() and (workers := nodes.workers_of_the_second())):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.01)
-    for worker in workers:  # with what it was given
-        os.kill(worker, signal.SIGSTOP)
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+
+    # The second node labels alone for a while, then the first: so both have done some, and the
+    # second stops with work that it was given.
+    wait_for(lambda: signal_workers(nodes.first, signal.SIGSTOP))
+    alone = finished()
+    wait_for(lambda: finished() > alone + 2)
+    assert signal_workers(nodes.second, signal.SIGSTOP)
+    assert signal_workers(nodes.first, signal.SIGCONT)
     before = -1
-    while before < finished():  # the first node goes on alone
+    while before < finished():
         before = finished()
         time.sleep(2)
-    assert 0 < before < 201
-    nodes.kill_the_second()
+    assert alone + 2 < before < 201
+    nodes.kill(nodes.second)
     assert process.wait(timeout=120) == 0, log.read_text()
     told = log.read_text()
     assert "Ray: nodes: 2, CPUs: 2, GPUs: 0; computing on cpu" in told
