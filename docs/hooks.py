@@ -124,8 +124,9 @@ def python_index() -> str:
         "# Python",
         "",
         "`import maskcls` loads nothing else: import the module you need. Examples to run stand in "
-        "the README. Names without a leading underscore are described here; shapes are written as "
-        "(N, C), and what a function raises is a class of [maskcls.errors](errors.md).",
+        "[From Python](../../guides/python.md). Names without a leading underscore are described "
+        "here; shapes are written as (N, C), and what a function raises is a class of "
+        "[maskcls.errors](errors.md).",
         "",
         "| module | what it is |",
         "|---|---|",
