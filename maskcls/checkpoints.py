@@ -31,7 +31,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    data = buffer.getbuffer()
+    data = buffer.getvalue()  # shares the buffer's memory
     fresh = path.with_name(f"{path.name}.new")
     write_atomic(fresh, data)
     write_atomic(digest_path(fresh), f"{hashlib.sha256(data).hexdigest()}\n".encode())

@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomic(path: Path, content: bytes | memoryview) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """The content under `path`, whole or not at all.
 
     Raises:

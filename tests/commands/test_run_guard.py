@@ -115,7 +115,8 @@ from maskcls.commands._run import guarded
 def main():
     try:
         print("ready", flush=True)
-        time.sleep(600)
+        while True:  # a signal that comes just before a sleep does not end it
+            time.sleep(0.05)
     finally:
         print("tidy", flush=True)
     return 0
