@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this clone, installed or not
 
-from benchmarks.shared import processor, require_positive, write_figures
+from benchmarks.shared import processor, require_positive, spread, write_figures
 from maskcls.commands._run import guarded
 from maskcls.errors import ConfigError, DataError
 from maskcls.runtime.engines import usable_cores
@@ -81,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.model}, batches of {args.batch_size}; {figures['processor']}, {figures['cores']} "
         "cores\n\n| processes | images/s | × one |\n|---:|---:|---:|"
     )
-    spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
     for processes, found in rates.items():
-        shown = "1" if processes == 1 else spread
+        shown = "1" if processes == 1 else spread(ratios)
         print(f"| {processes} | {statistics.median(found):.0f} | {shown} |")
     write_figures(args.json, figures)
     return 0

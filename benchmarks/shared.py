@@ -1,11 +1,12 @@
-"""What the benchmarks have in common: options that count, long lists of pictures, figures on disk,
-memory of a process."""
+"""What the benchmarks have in common: options that count, long lists of pictures, figures on disk
+and in tables, memory of a process."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,11 @@ def process_bytes(field: str, pid: int | str = "self") -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     values = dict(line.split(":", 1) for line in lines)
     return float(values[field].split()[0]) * 1024
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """`1.91 (1.85–1.92)`: the median, the smallest and the largest."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
 def processor() -> str:

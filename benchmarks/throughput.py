@@ -32,7 +32,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
 
-from benchmarks.shared import PEER_NAMES, peak_bytes, processor, require_positive, write_figures
+from benchmarks.shared import (
+    PEER_NAMES,
+    peak_bytes,
+    processor,
+    require_positive,
+    spread,
+    write_figures,
+)
 from maskcls.commands._run import guarded
 from maskcls.errors import ConfigError, DataError, MaskclsError
 from maskcls.runtime.engines import usable_cores
@@ -445,8 +452,7 @@ def ratio(row: dict[str, Any], other: dict[str, Any]) -> str:
     if row is other:
         return "1"
     pairs = zip(row["images_per_s_all"], other["images_per_s_all"], strict=True)
-    ratios = sorted(a / b for a, b in pairs)
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+    return spread([a / b for a, b in pairs])
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
