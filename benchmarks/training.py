@@ -39,10 +39,10 @@ from benchmarks.shared import (
 )
 from maskcls.commands._run import guarded
 from maskcls.errors import ConfigError, DataError, MaskclsError
+from maskcls.labels import TASKS
 from maskcls.runtime.engines import usable_cores
 
 WAYS = {"maskcls": "maskcls", "original": "original's way", "timm": "timm, its best flags"}
-TASK = "mask_gender"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Job:
     """What a way is told; plain values, for a process of its own."""
 
     way: str
+    task: str
     data_dirs: tuple[str, ...]
     model: str
     height: int
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="default: runs/demo/sample/train",
     )
+    parser.add_argument("--task", default="mask_gender", choices=TASKS, help="default: mask_gender")
     parser.add_argument("--model", default="resnet18", choices=sorted(PEER_NAMES), metavar="NAME")
     parser.add_argument("--height", type=int, default=128, metavar="N", help="default: 128")
     parser.add_argument("--width", type=int, default=96, metavar="N", help="default: 96")
@@ -120,6 +122,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 bar.set_description(WAYS[way])
                 job = Job(
                     way,
+                    args.task,
                     tuple(str(folder.resolve()) for folder in args.data_dir),
                     args.model,
                     args.height,
@@ -133,6 +136,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 runs[way].append(run_alone(job))
                 bar.update()
     return {
+        "task": args.task,
         "model": args.model,
         "height": args.height,
         "width": args.width,
@@ -214,16 +218,17 @@ def train_ours(job: Job) -> tuple[int, list[dict[str, float]]]:
         "mixup": 0.0,
         "cutmix": 0.0,
         "auxiliary": 0.0,
+        "soften_age": 0.0,
         "tta": "none",
     }
     ends: list[float] = []
     began = time.perf_counter()
 
     def say(line: str) -> None:
-        if f"{TASK} epoch" in line:
+        if f"{job.task} epoch" in line:
             ends.append(time.perf_counter() - began)
 
-    result = train(resolve(TASK, "scratch", flags=flags), say)
+    result = train(resolve(job.task, "scratch", flags=flags), say)
     with (result.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         scores = [float(row["macro_f1"]) for row in csv.DictReader(file)]
     with (result.folder / "split.csv").open(newline="", encoding="utf-8") as file:
@@ -243,13 +248,12 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
     from benchmarks.peers import LabelledPictures, create_peer, original_transforms, timm_transforms
     from maskcls.data.profiles import read_all_profiles
     from maskcls.data.splits import split_people
-    from maskcls.labels import TASKS
     from maskcls.models import create_model
     from maskcls.training.engines import resolve_device, resolve_precision
 
     began = time.perf_counter()
     expert = job.way == "timm"
-    task = TASKS[TASK]
+    task = TASKS[job.task]
     profiles = read_all_profiles([Path(folder) for folder in job.data_dirs])
     people = split_people(profiles, val_ratio=0.2, seed=42)
     size = (job.height, job.width)
@@ -257,7 +261,10 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
 
     def loader(side: frozenset[str], training: bool) -> DataLoader[Any]:
         labelled = [
-            (picture.path, int(task.encode(mask=picture.mask, gender=profile.gender)))
+            (
+                picture.path,
+                int(task.encode(mask=picture.mask, gender=profile.gender, age=profile.age_group)),
+            )
             for profile in profiles
             if profile.person in side
             for picture in profile.pictures
@@ -330,7 +337,7 @@ def format_table(figures: dict[str, Any]) -> str:
     runs, target = figures["runs"], figures["target"]
     ours = runs.get("maskcls")
     lines = [
-        f"{figures['model']}, {figures['height']}x{figures['width']}, batches of "
+        f"{figures['task']}, {figures['model']}, {figures['height']}x{figures['width']}, batches of "
         f"{figures['batch_size']}, {figures['epochs']} epochs; {figures['processor']}, "
         f"{figures['cores']} cores",
         "",
@@ -382,7 +389,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             label = WAYS[way] if number == 0 else None
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=4)
     axes.set_xlabel("seconds from the start, decoding and validation included")
-    axes.set_ylabel(f"macro F1 of {TASK} on validation people")
+    axes.set_ylabel(f"macro F1 of {figures['task']} on validation people")
     axes.set_title(f"{figures['model']}, {figures['processor']}, {figures['cores']} cores", size=9)
     axes.grid(alpha=0.3)
     axes.legend()

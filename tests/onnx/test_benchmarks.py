@@ -192,11 +192,12 @@ def test_throughput(
 
 def test_training(data_dir: Callable[..., Path], tmp_path: Path) -> None:
     options = ["--data-dir", data_dir(12), "--height", 32, "--width", 32, "--batch-size", 16]
-    options += ["--ways", "maskcls", "original", "--runs", 1, "--target", 0.001]
+    options += ["--ways", "maskcls", "original", "--runs", 1, "--target", 0.001, "--task", "mask"]
     written = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png")
     done = run("training.py", *options, *written)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["task"] == "mask"
     assert list(figures["runs"]) == ["maskcls", "original"]
     for turns in figures["runs"].values():
         [turn] = turns
