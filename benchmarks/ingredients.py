@@ -52,15 +52,13 @@ BOTH: dict[str, Flags] = {
     "mixup": {"mixup": 0.3},
     "CutMix of half faces": {"cutmix": 0.3},
     "CutMix, rare partners": {"cutmix": 0.3, "mix_rare": True},
+    "RandAugment": {"augmentation": "RandAugmentation"},
+    "no erasing": {"erasing": 0.0},
     "no averaged weights": {"ema_decay": 0.0},
     "no mirror images": {"tta": "none"},
     "calibration for macro F1": {"calibration": "macro_f1"},
 }
 ONE: dict[str, tuple[str, Flags]] = {
-    "RandAugment": ("age", {"augmentation": "RandAugmentation"}),
-    "no RandAugment": ("mask_gender", {"augmentation": "BestAugmentation"}),
-    "no erasing": ("age", {"erasing": 0.0}),
-    "erasing": ("mask_gender", {"erasing": 0.25}),
     "groups, not exact ages": ("age", {"soften_age": 0.0}),
     "border ages dropped": ("age", {"border_ages": "drop"}),
     "border ages softened": ("age", {"soften_age": 0.0, "border_ages": "soften"}),

@@ -213,7 +213,7 @@ def train_ours(job: Job) -> tuple[int, list[dict[str, float]]]:
         "lr": job.lr,
         "val_ratio": 0.2,
         "workers": job.workers,
-        "augmentation": "BestAugmentation",  # much as timm's, where the preset may have more
+        "augmentation": "BestAugmentation",  # much as timm's, whatever the preset has
         "criterion": "cross_entropy",
         "class_weights": "none",
         "mixup": 0.0,

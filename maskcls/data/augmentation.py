@@ -135,8 +135,7 @@ class CustomAugmentation(AddGaussianNoise):
 
 
 class BestAugmentation(BaseAugmentation):
-    """What measured best here for age, from scratch: flip, rotation, scale, shift, light,
-    erasing. (For mask and gender `RandAugmentation` did.)"""
+    """What measured best here, from scratch: flip, rotation, scale, shift, light, erasing."""
 
     degrees = 15.0
     scale = 0.15  # 1/1.15 to 1.15
