@@ -338,8 +338,8 @@ def format_table(figures: dict[str, Any]) -> str:
     runs, target = figures["runs"], figures["target"]
     ours = runs.get("maskcls")
     lines = [
-        f"{figures['task']}, {figures['model']}, {figures['height']}x{figures['width']}, batches of "
-        f"{figures['batch_size']}, {figures['epochs']} epochs; {figures['processor']}, "
+        f"{figures['task']}, {figures['model']}, {figures['height']}x{figures['width']}, batches "
+        f"of {figures['batch_size']}, {figures['epochs']} epochs; {figures['processor']}, "
         f"{figures['cores']} cores",
         "",
         "| way | images/s | first epoch s | all s | last F1 | peak MB | maskcls × |"
