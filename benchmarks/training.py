@@ -248,6 +248,7 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
 
     from benchmarks.peers import LabelledPictures, create_peer, original_transforms, timm_transforms
     from maskcls.data.profiles import read_all_profiles
+    from maskcls.data.runs import labelled_pictures
     from maskcls.data.splits import split_people
     from maskcls.models import create_model
     from maskcls.training.engines import resolve_device, resolve_precision
@@ -261,15 +262,8 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
     transforms = (timm_transforms if expert else original_transforms)(size)
 
     def loader(side: frozenset[str], training: bool) -> DataLoader[Any]:
-        labelled = [
-            (
-                picture.path,
-                int(task.encode(mask=picture.mask, gender=profile.gender, age=profile.age_group)),
-            )
-            for profile in profiles
-            if profile.person in side
-            for picture in profile.pictures
-        ]
+        own = [profile for profile in profiles if profile.person in side]
+        labelled = [(path, int(task.from_multi(label))) for path, label in labelled_pictures(own)]
         return DataLoader(
             LabelledPictures(labelled, transforms[0 if training else 1]),
             batch_size=job.batch_size,
