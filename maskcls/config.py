@@ -382,6 +382,7 @@ _SCRATCH = {
     "soften_age": 4.0,  # an age is known to some years
     "auxiliary": 0.5,  # ages say more of a face than mask and gender do
     "class_weights": "sqrt",
+    "augmentation": "RandAugmentation",  # with less change, people are learnt by heart sooner
     "schedule": "cosine",
     "epochs": 9,  # mask_gender's validation loss rises after these
     "patience": 0,  # the cosine's last epochs are its best; stopping before them wastes the run
