@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from efficientnet_pytorch import EfficientNet
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -101,6 +102,17 @@ def timm_transforms(size: tuple[int, int]) -> tuple[Transform, Transform]:
         **common, is_training=True, scale=(0.7, 1.0), color_jitter=0.25, re_prob=0.25
     )
     return training, create_transform(**common, crop_pct=1.0)
+
+
+def original_network(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """A network of ours as its package computes it: efficientnet_pytorch's swish and padding, which
+    ours does without."""
+    if not isinstance(model, EfficientNet):
+        return model
+    plain: nn.Module = EfficientNet.from_name(model.version, image_size=size)
+    plain._fc = model._fc
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def create_peer(package: str, name: str, num_classes: int) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 from collections.abc import Sequence
@@ -63,6 +64,12 @@ def write_figures(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
         write_atomic(path, (json.dumps(figures, indent=1) + "\n").encode())
         print(f"wrote {path}")
+
+
+def start_workers_as_usual() -> None:
+    """In a process that was spawned: DataLoaders start their workers as they do in a script, which
+    is a fork on Linux. They would be spawned, too, and each import PyTorch anew."""
+    multiprocessing.set_start_method(None, force=True)
 
 
 def process_bytes(field: str, pid: int | str = "self") -> float:

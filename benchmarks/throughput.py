@@ -38,6 +38,7 @@ from benchmarks.shared import (
     processor,
     require_positive,
     spread,
+    start_workers_as_usual,
     write_figures,
 )
 from maskcls.commands._run import guarded
@@ -216,15 +217,15 @@ def list_jobs(args: argparse.Namespace, checkpoints: tuple[str, ...], scratch: P
     for peer in ("torchvision", "timm"):
         if peer in args.ways:
             jobs += [job(peer, "fp32"), job(peer, half)]
-    for folder in args.onnx:
+    own = [group for group in ("maskcls", "bound") if group in args.ways]
+    for folder in args.onnx if own else []:
         file = folder / "maskcls.onnx"
         precision = read_onnx(file).manifest.precision
         lanes = 1  # or what a job of many pictures finds out for itself
         if args.device == "cpu":
             engine = FusedEngine(file, args.device)
             lanes = fastest_lanes(engine, sources, args.batch_size, args.workers)
-        jobs += [job(group, precision, str(file), lanes) for group in ("maskcls", "bound")
-                 if group in args.ways]  # fmt: skip
+        jobs += [job(group, precision, str(file), lanes) for group in own]
     return jobs
 
 
@@ -248,6 +249,7 @@ def receive(job: Job, end: Connection) -> dict[str, Any]:
 
 def serve(job: Job, end: Connection) -> None:
     """Makes a way ready, says so, and runs it whenever it is told to."""
+    start_workers_as_usual()
     make = {"bound": bound, "maskcls": ours, "original": original}.get(job.group, expert)
     try:
         run = make(job)
@@ -306,12 +308,12 @@ def ours(job: Job) -> Run:
 
 def original(job: Job) -> Run:
     """One branch after the other over all files: Pillow, torchvision transforms, DataLoader, and
-    PyTorch as it comes."""
+    PyTorch and efficientnet_pytorch as they come."""
     import pandas
     import torch
     from torch.utils.data import DataLoader
 
-    from benchmarks.peers import PillowPictures
+    from benchmarks.peers import PillowPictures, original_network
     from maskcls.checkpoints import read_checkpoint
     from maskcls.labels import MULTI
     from maskcls.models import restore_model
@@ -321,6 +323,7 @@ def original(job: Job) -> Run:
     networks = []
     for path in job.checkpoints:
         model, manifest = restore_model(read_checkpoint(Path(path)), Path(path))
+        model = original_network(model, manifest.preprocess.size)
         networks.append((model.to(job.device).eval(), manifest))
 
     @torch.no_grad()

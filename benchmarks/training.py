@@ -35,6 +35,7 @@ from benchmarks.shared import (
     processor,
     require_positive,
     spread,
+    start_workers_as_usual,
     write_figures,
 )
 from maskcls.commands._run import guarded
@@ -180,6 +181,7 @@ def work(job: Job, end: Connection) -> None:
     """Trains, and sends what `run_alone` answers."""
     from maskcls.training import seed_everything
 
+    start_workers_as_usual()
     seed_everything(0)
     try:
         if job.way == "maskcls":
@@ -246,7 +248,13 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
     from torch import nn
     from torch.utils.data import DataLoader
 
-    from benchmarks.peers import LabelledPictures, create_peer, original_transforms, timm_transforms
+    from benchmarks.peers import (
+        LabelledPictures,
+        create_peer,
+        original_network,
+        original_transforms,
+        timm_transforms,
+    )
     from maskcls.data.profiles import read_all_profiles
     from maskcls.data.runs import labelled_pictures
     from maskcls.data.splits import split_people
@@ -281,7 +289,8 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
         network = create_peer("timm", PEER_NAMES[job.model][0], task.num_classes)
         network = network.to(device, memory_format=torch.channels_last)
     else:
-        network = create_model(job.model, task.num_classes, size).to(device)
+        network = original_network(create_model(job.model, task.num_classes, size), size)
+        network = network.to(device)
     layout = torch.channels_last if expert else torch.contiguous_format
     optimizer = torch.optim.AdamW(network.parameters(), lr=job.lr, fused=expert)
     total = job.epochs * len(batches)
