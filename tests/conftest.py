@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ SIZE = (96, 128)  # pixels, width × height
 GROUPS = tuple(itertools.product(("male", "female"), (22, 45, 63)))
 
 DataDir = Callable[..., Path]
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("suite")
@@ -39,20 +43,20 @@ def picture(person: int, number: int = 0) -> Image.Image:
     return Image.fromarray(levels).resize(SIZE, Image.Resampling.BICUBIC)
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> DataDir:
-    """`data_dir(people=6, table=True, name="train")` makes a folder of that many people, spread
-    over the genders and age groups, or of the `ages` given, seven JPEGs each, and returns it."""
+@pytest.fixture(scope="session")
+def make_data() -> DataDir:
+    """`make_data(folder, people=6, table=True, first=1)` makes a data folder of that many people,
+    spread over the genders and age groups, or of the `ages` given, seven JPEGs each, and returns
+    it."""
 
     def make(
+        root: Path,
         people: int = 6,
         *,
         table: bool = True,
-        name: str = "train",
         first: int = 1,
         ages: Sequence[int] = (),
     ) -> Path:
-        root = tmp_path / name
         rows = []
         for number in range(first, first + people):
             gender, age = GROUPS[number % len(GROUPS)]
@@ -69,6 +73,49 @@ def data_dir(tmp_path: Path) -> DataDir:
         return root
 
     return make
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, make_data: DataDir) -> DataDir:
+    """`data_dir(people=6, name="train", ...)`: `make_data` in the test's own folder."""
+
+    def make(people: int = 6, *, name: str = "train", **options: Any) -> Path:
+        return make_data(tmp_path / name, people, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunScript]:
+    """`run_script(script, *options, cwd=".", env=os.environ)` runs a script as a process of its
+    own, a fork of one that has PyTorch imported (tests/command_server.py): it spares seconds."""
+    written = [tmp_path_factory.mktemp("scripts") / name for name in ("out", "err")]
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("command_server.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
+
+    def run(
+        script: Path | str,
+        *options: object,
+        cwd: Path | str = ".",
+        env: Mapping[str, str] = os.environ,
+    ) -> subprocess.CompletedProcess[str]:
+        argv = [str(part) for part in (script, *options)]
+        out, err = map(str, written)
+        request = {"argv": argv, "cwd": str(cwd), "env": dict(env), "out": out, "err": err}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(
+            argv, code, *(path.read_text("utf-8") for path in written)
+        )
+
+    yield run
+    server.communicate()
 
 
 @pytest.fixture(scope="session")

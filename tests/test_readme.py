@@ -1,8 +1,9 @@
 """README.md and docs/ are true: their commands and examples run, and what they name is there.
 
-Commands run in the README's order and then page by page, as real processes, in an empty folder that
-has links to the clone's `cli/`, `maskcls/`, `examples/`. They stand there as a user would paste
-them; so that they take seconds, the test appends options, in which the last one given wins:
+Commands run in the README's order and then page by page, as processes of their own, in an
+empty folder that has links to the clone's `cli/`, `maskcls/`, `examples/`. They stand there as a
+user would paste them; so that they take seconds, the test appends options, in which the last one
+given wins:
 
 - `cli/data.py sample` gets `SMALL_SAMPLE`: it draws the `data/` that all later commands read;
 - `cli/train.py` and `cli/search.py` get `SMALL_TRAINING` (a tiny network, one epoch), but where
@@ -26,7 +27,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,7 @@ import pytest
 from maskcls.config import TrainConfig, resolve
 from maskcls.labels import ATTRIBUTES, MULTI
 
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL_SAMPLE = "--people 6 --eval-people 6"
@@ -124,33 +126,47 @@ def code(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
-def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # Nothing of the caller's: no folders of SageMaker's, and no flags of a `make test`.
+def environment(cwd: Path) -> dict[str, str]:
+    """Nothing of the caller's: no folders of SageMaker's, and no flags of a `make test`."""
     foreign = ("SM_", "PYTHONPATH", "MAKE", "MFLAGS")
     own = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
-    environment = own | {
+    return own | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(cwd / "cache"),
         "OMP_NUM_THREADS": "1",
     }
+
+
+def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, shell=True, cwd=cwd, env=environment, text=True, capture_output=True
+        command, shell=True, cwd=cwd, env=environment(cwd), text=True, capture_output=True
     )
+
+
+def run_quickly(command: str, cwd: Path, run_script: RunScript) -> subprocess.CompletedProcess[str]:
+    """A command that only starts a script of ours does so by `run_script`; any other goes to the
+    shell."""
+    if program(command) != "python" or re.search(r"[^\w\s./=,-]", command):
+        return run(command, cwd)
+    words = command.split()
+    start = words.index("python")
+    given = dict(word.split("=", 1) for word in words[:start])
+    return run_script(*words[start + 1 :], cwd=cwd, env=environment(cwd) | given)
 
 
 # --- commands and examples -----------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_commands_and_examples_run(tmp_path: Path) -> None:
+def test_commands_and_examples_run(tmp_path: Path, run_script: RunScript) -> None:
     """One test, so that parallel test processes do not each run all commands."""
-    run_commands(tmp_path)
+    run_commands(tmp_path, run_script)
     check_what_commands_leave(tmp_path)
     check_the_table_of_a_run(tmp_path)
     run_python_examples(tmp_path)
 
 
-def run_commands(folder: Path) -> None:
+def run_commands(folder: Path, run_script: RunScript) -> None:
     for name in ("cli", "export", "maskcls", "examples"):
         (folder / name).symlink_to(ROOT / name)
     ran = set()
@@ -160,7 +176,7 @@ def run_commands(folder: Path) -> None:
                 (folder / title).write_text(content, encoding="utf-8")
         for command in commands(text):
             if is_run(command) and command not in ran:
-                done = run(small(command), folder)
+                done = run_quickly(small(command), folder, run_script)
                 assert done.returncode == 0, f"{page}: {command}\n{done.stdout}{done.stderr}"
                 ran.add(command)
 

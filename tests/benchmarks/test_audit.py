@@ -6,9 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,20 +15,19 @@ import pytest
 from maskcls.data.fixes import apply_fixes, read_fixes
 from maskcls.data.profiles import read_profiles
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "audit.py"
 
 
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, (SCRIPT, *options))],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def run(run_script: Run) -> Run:
+    return lambda *options: run_script(SCRIPT, *options)
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_the_ranking(data_dir: Callable[..., Path], tmp_path: Path) -> None:
+def test_figures_are_those_of_the_ranking(
+    run: Run, data_dir: Callable[..., Path], tmp_path: Path
+) -> None:
     root, kept = data_dir(18), tmp_path / "kept"
     small = "--model base --height 32 --width 32 --epochs 1 --batch-size 16 --folds 2".split()
     written = ("--keep", kept, "--json", tmp_path / "figures.json")
@@ -68,7 +65,7 @@ def test_figures_are_those_of_the_ranking(data_dir: Callable[..., Path], tmp_pat
         (["--keep", str(SCRIPT.parent)], "is not empty"),
     ],
 )
-def test_wrong_options(options: list[str], reason: str) -> None:
+def test_wrong_options(run: Run, options: list[str], reason: str) -> None:
     done = run(*options)
     assert done.returncode == 2
     assert reason in done.stderr

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,11 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "convolutions.py"
 
 
 @pytest.mark.slow
-def test_smallest_settings(tmp_path: Path) -> None:
+def test_smallest_settings(
+    run_script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     options = "--model resnet18 --height 32 --width 32 --batch-size 4 --runs 3 --json figures.json"
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_script(SCRIPT, *options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert sum(row["layers"] for row in figures["shapes"]) == 20

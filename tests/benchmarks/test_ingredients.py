@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,17 +17,14 @@ import pytest
 from maskcls.commands import evaluate
 from maskcls.config import read_yaml, resolve
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ingredients.py"
 SMALL = "--model base --height 32 --width 32 --epochs 1 --batch-size 16 --precision fp32".split()
 
 
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, (SCRIPT, *options))],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def run(run_script: Run) -> Run:
+    return lambda *options: run_script(SCRIPT, *options)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,9 @@ def test_every_ingredient_changes_a_setting(script: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_scores_are_those_of_the_command(data_dir: Callable[..., Path], tmp_path: Path) -> None:
+def test_scores_are_those_of_the_command(
+    run: Run, data_dir: Callable[..., Path], tmp_path: Path
+) -> None:
     root, runs, file = data_dir(18), tmp_path / "runs", tmp_path / "gains.json"
     argv = ["--data-dir", root, *SMALL, "--runs", runs, "--json", file, "--only"]
     argv += ["no mirror images", "ordinal ages"]
@@ -83,6 +81,6 @@ def test_scores_are_those_of_the_command(data_dir: Callable[..., Path], tmp_path
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")} == before
 
 
-def test_wrong_options() -> None:
+def test_wrong_options(run: Run) -> None:
     assert "--epochs 0: needs at least 1" in run("--epochs", "0").stderr
     assert "invalid choice: 'luck'" in run("--only", "luck").stderr

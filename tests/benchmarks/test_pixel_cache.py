@@ -7,21 +7,22 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pixel_cache.py"
 
 
-def run(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *options], cwd=cwd, capture_output=True, text=True
-    )
+@pytest.fixture
+def run(run_script: Run) -> Run:
+    return lambda *options, cwd: run_script(SCRIPT, *options, cwd=cwd)
 
 
 @pytest.mark.slow
-def test_smallest_settings(tmp_path: Path) -> None:
+def test_smallest_settings(run: Run, tmp_path: Path) -> None:
     options = "--people 6 --height 32 --width 32 --batch-size 16 --runs 2 --json figures.json"
     done = run(*options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -41,7 +42,7 @@ def test_smallest_settings(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]  # nothing else is left
 
 
-def test_no_runs_is_a_wrong_option(tmp_path: Path) -> None:
+def test_no_runs_is_a_wrong_option(run: Run, tmp_path: Path) -> None:
     done = run("--runs", "0", cwd=tmp_path)
     assert done.returncode == 2
     assert "--runs 0: needs at least 1" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,14 @@ def perturb(model: nn.Module, images: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
-@pytest.fixture
-def make_run(tmp_path: Path, data_dir: Callable[..., Path]) -> MakeRun:
-    """`make_run("age", "resnet18", height=48)` → a run folder with a best checkpoint."""
-    data = data_dir(12)
+@pytest.fixture(scope="session")
+def build_run() -> MakeRun:
+    """`build_run(runs, data, "age", "resnet18", height=48)` → a run folder in `runs`, with a best
+    checkpoint."""
 
-    def make(
+    def build(
+        runs: Path,
+        data: Path,
         task: str,
         model: str = "resnet18",
         *,
@@ -93,7 +96,7 @@ def make_run(tmp_path: Path, data_dir: Callable[..., Path]) -> MakeRun:
             split_hash=split_hash(table),
             calibration=calibration,
         )
-        folder = tmp_path / "runs" / task / "exp"
+        folder = runs / task / "exp"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "split.csv").write_text(table, "utf-8")
         content = {
@@ -104,4 +107,10 @@ def make_run(tmp_path: Path, data_dir: Callable[..., Path]) -> MakeRun:
         save_checkpoint(content, folder / "best.pt")
         return folder
 
-    return make
+    return build
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, data_dir: Callable[..., Path], build_run: MakeRun) -> MakeRun:
+    """`make_run("age", "resnet18", height=48)`: `build_run` in the test's own folder."""
+    return partial(build_run, tmp_path / "runs", data_dir(12))

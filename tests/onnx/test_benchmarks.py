@@ -4,10 +4,8 @@ How large their figures are is not tested: that is the machine's affair."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,39 +19,45 @@ from maskcls.runtime.session import why_not
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 MakeRun = Callable[..., Path]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 no_cuda = pytest.mark.skipif(
     torch.cuda.is_available() and not why_not("cuda"), reason="CUDA works here"
 )
 
 
-def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, BENCHMARKS / script, *options]
-    # The suite keeps all cores busy; more threads than cores wait for one another.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env=environment
-    )
+@pytest.fixture
+def run(run_script: Run) -> Run:
+    """`run("latency.py", *options)`."""
+    return lambda script, *options: run_script(BENCHMARKS / script, *options)
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test of a process leaves what the others copy."""
-    return tmp_path_factory.mktemp("exported")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path], build_run: MakeRun
+) -> Path:
+    """A folder of two runs and their ONNX files, which tests read."""
+    folder = tmp_path_factory.mktemp("exported")
+    data = make_data(folder / "train", 12)
+    found = [
+        build_run(folder / "runs", data, task, height=32, width=32)
+        for task in ("mask_gender", "age")
+    ]
+    export([run / "best.pt" for run in found], folder / "onnx", say=lambda _: None)
+    return folder
+
+
+def options_of(folder: Path) -> tuple[object, ...]:
+    """What names the runs and the files."""
+    runs = [folder / "runs" / task / "exp" for task in ("mask_gender", "age")]
+    return "--runs", *runs, "--onnx", folder / "onnx", "--threads", 1
 
 
 @pytest.fixture
-def exported(make_run: MakeRun, tmp_path: Path, once: Path) -> tuple[object, ...]:
-    """Options that name two runs and their ONNX files."""
-    if not any(once.iterdir()):
-        made = [make_run(task, height=32, width=32) for task in ("mask_gender", "age")]
-        export([folder / "best.pt" for folder in made], once / "onnx", say=lambda _: None)
-        shutil.copytree(tmp_path / "runs", once / "runs")
-    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
-    runs = [tmp_path / "runs" / task / "exp" for task in ("mask_gender", "age")]
-    return "--runs", *runs, "--onnx", tmp_path / "onnx", "--threads", 1
+def exported(made: Path) -> tuple[object, ...]:
+    return options_of(made)
 
 
-def test_latency(exported: tuple[object, ...], tmp_path: Path) -> None:
+def test_latency(run: Run, exported: tuple[object, ...], tmp_path: Path) -> None:
     options = ("--device", "cpu", "--batch-sizes", 1, 3, "--seconds", 0.05, "--no-compile")
     written = ("--json", tmp_path / "latency.json", "--plot", tmp_path / "latency.png")
     done = run("latency.py", *exported, *options, *written)
@@ -80,7 +84,7 @@ def test_latency(exported: tuple[object, ...], tmp_path: Path) -> None:
         picture.load()
 
 
-def test_parity(exported: tuple[object, ...], tmp_path: Path) -> None:
+def test_parity(run: Run, exported: tuple[object, ...], tmp_path: Path) -> None:
     options = ("--device", "cpu", "--batch-sizes", 2, 3, "--pictures", 5, "--no-compile")
     done = run("parity.py", *exported, *options, "--json", tmp_path / "parity.json")
     assert done.returncode == 0, done.stderr
@@ -94,13 +98,12 @@ def test_parity(exported: tuple[object, ...], tmp_path: Path) -> None:
             assert row["flips"] == 0
 
 
-def test_answers_that_differ_end_it(
-    exported: tuple[object, ...], make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_answers_that_differ_end_it(run: Run, made: Path, tmp_path: Path) -> None:
     """ONNX files whose manifest names the checkpoint, and whose weights are not its."""
     import onnx
     from onnx import numpy_helper
 
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "onnx" / "age.onnx"
     proto = onnx.load(path)
     [bias] = [tensor for tensor in proto.graph.initializer if tensor.name.endswith("fc.bias")]
@@ -110,14 +113,14 @@ def test_answers_that_differ_end_it(
     onnx.save(proto, path)
     options = ("--device", "cpu", "--batch-sizes", 1, "--no-compile")
     for script, more in (("parity.py", ("--pictures", 2)), ("latency.py", ("--seconds", 0.01))):
-        done = run(script, *exported, *options, *more)
+        done = run(script, *options_of(tmp_path), *options, *more)
         assert done.returncode == 1
         assert "error: age, onnxruntime CPU" in done.stderr
         assert "Traceback" not in done.stderr
 
 
 @no_cuda
-def test_cuda_where_there_is_none(exported: tuple[object, ...]) -> None:
+def test_cuda_where_there_is_none(run: Run, exported: tuple[object, ...]) -> None:
     done = run("latency.py", *exported, "--device", "cuda")
     assert done.returncode == 1
     assert done.stderr.startswith("error: --device cuda: ")
@@ -125,21 +128,20 @@ def test_cuda_where_there_is_none(exported: tuple[object, ...]) -> None:
 
 
 def test_files_of_other_checkpoints(
-    exported: tuple[object, ...], make_run: MakeRun, tmp_path: Path
+    run: Run, made: Path, build_run: MakeRun, tmp_path: Path
 ) -> None:
-    other = make_run("age", height=32, width=36)  # in the place of the one that was exported
-    done = run("parity.py", *exported)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    other = build_run(tmp_path / "runs", made / "train", "age", height=32, width=36)
+    done = run("parity.py", *options_of(tmp_path))
     assert done.returncode == 1
     assert "was exported from other checkpoints" in done.stderr
     assert other.is_dir()
 
 
-def test_labelling(
-    exported: tuple[object, ...], data_dir: Callable[..., Path], tmp_path: Path
-) -> None:
-    pictures = sorted((data_dir(12, name="more") / "images").iterdir())[0]
+def test_labelling(run: Run, made: Path, tmp_path: Path) -> None:
+    pictures = sorted((made / "train" / "images").iterdir())[0]
     count = len(list(pictures.iterdir()))
-    model = ("--model", tmp_path / "onnx" / "maskcls.onnx", "--images", pictures)
+    model = ("--model", made / "onnx" / "maskcls.onnx", "--images", pictures)
     options = ("--runs", 2, "--batch-size", 2, "--memory", 3, 2 * count + 1)
     done = run("labelling.py", *model, *options, "--json", tmp_path / "labelling.json")
     assert done.returncode == 0, done.stderr
@@ -153,23 +155,19 @@ def test_labelling(
     assert all(20 < row["peak_mb"] < 5000 for row in figures["memory"])
 
 
-def test_labelling_pictures_that_cannot_be_read(
-    exported: tuple[object, ...], tmp_path: Path
-) -> None:
+def test_labelling_pictures_that_cannot_be_read(run: Run, made: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "empty.jpg").touch()
-    model = ("--model", tmp_path / "onnx" / "maskcls.onnx", "--images", tmp_path / "images")
+    model = ("--model", made / "onnx" / "maskcls.onnx", "--images", tmp_path / "images")
     done = run("labelling.py", *model)
     assert done.returncode == 1
     assert "not all pictures can be read" in done.stderr
 
 
-def test_throughput(
-    exported: tuple[object, ...], data_dir: Callable[..., Path], tmp_path: Path
-) -> None:
-    pictures = sorted((data_dir(12, name="more") / "images").iterdir())[0]
-    runs = [tmp_path / "runs" / task / "exp" for task in ("mask_gender", "age")]
-    options = ["--checkpoints", *runs, "--onnx", tmp_path / "onnx", "--images", pictures]
+def test_throughput(run: Run, made: Path, tmp_path: Path) -> None:
+    pictures = sorted((made / "train" / "images").iterdir())[0]
+    runs = [made / "runs" / task / "exp" for task in ("mask_gender", "age")]
+    options = ["--checkpoints", *runs, "--onnx", made / "onnx", "--images", pictures]
     options += ["--ways", "original", "maskcls", "bound", "--runs", 2, "--batch-size", 4]
     written = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png")
     done = run("throughput.py", *options, *written)
@@ -190,7 +188,7 @@ def test_throughput(
         picture.load()
 
 
-def test_training(data_dir: Callable[..., Path], tmp_path: Path) -> None:
+def test_training(run: Run, data_dir: Callable[..., Path], tmp_path: Path) -> None:
     options = ["--data-dir", data_dir(12), "--height", 32, "--width", 32, "--batch-size", 16]
     options += ["--ways", "maskcls", "original", "--runs", 1, "--target", 0.001, "--task", "mask"]
     written = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png")
@@ -214,19 +212,15 @@ def test_training(data_dir: Callable[..., Path], tmp_path: Path) -> None:
         picture.load()
 
 
-def test_training_needs_a_second_epoch() -> None:
+def test_training_needs_a_second_epoch(run: Run) -> None:
     done = run("training.py", "--epochs", 1)
     assert done.returncode == 2
     assert "--epochs 1: the first epoch decodes" in done.stderr
 
 
-def test_throughput_without_a_peer(
-    make_run: MakeRun, data_dir: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_throughput_without_a_peer(run: Run, make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(task, "base", height=32, width=32) for task in ("mask_gender", "age")]
-    export([folder / "best.pt" for folder in runs], tmp_path / "onnx", say=lambda _: None)
-    images = data_dir(1, name="more")
-    options = ("--checkpoints", *runs, "--onnx", tmp_path / "onnx", "--images", images)
+    options = ("--checkpoints", *runs, "--images", tmp_path / "train")
     done = run("throughput.py", *options, "--ways", "torchvision")
     assert done.returncode == 2
     assert "error: torchvision, compiled fp32: torchvision has no network like base" in done.stderr
@@ -234,7 +228,7 @@ def test_throughput_without_a_peer(
 
 
 @pytest.mark.parametrize("script", ["latency.py", "parity.py"])
-def test_a_batch_of_nothing_is_a_wrong_option(script: str) -> None:
+def test_a_batch_of_nothing_is_a_wrong_option(run: Run, script: str) -> None:
     done = run(script, "--batch-sizes", 0)
     assert done.returncode == 2
     assert "--batch-sizes 0: needs at least 1" in done.stderr
@@ -243,7 +237,7 @@ def test_a_batch_of_nothing_is_a_wrong_option(script: str) -> None:
 @pytest.mark.skipif(
     not torch.cuda.is_available() or bool(why_not("cuda")), reason="needs CUDA and its provider"
 )
-def test_latency_on_cuda(exported: tuple[object, ...], tmp_path: Path) -> None:
+def test_latency_on_cuda(run: Run, exported: tuple[object, ...], tmp_path: Path) -> None:
     options = ("--device", "cuda", "--batch-sizes", 1, 3, "--seconds", 0.05, "--no-compile")
     done = run("latency.py", *exported, *options, "--json", tmp_path / "latency.json")
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from maskcls.onnx import convert as conversion
 from maskcls.onnx import exporter as exporting
 from maskcls.onnx import fuse as fusing
 from maskcls.onnx.convert import OPSET, convert
-from maskcls.onnx.exporter import export
+from maskcls.onnx.exporter import ExportResult, export
 from maskcls.onnx.quantise import last_layers, to_int8, use_global_pools
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime import Classifier, open_onnx
@@ -53,13 +54,36 @@ SIZES = [(40, 30), (128, 96), (97, 211), (33, 300), (512, 384)]  # height, width
 def quiet(*_: object) -> None: ...
 
 
-@pytest.fixture
-def runs(make_run: Callable[..., Path]) -> list[Path]:
-    """Two branches with a spec each; the second averages over mirror images."""
-    return [
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """Two branches with a spec each, of which the second averages over mirror images, and their
+    export. Tests read it."""
+
+    folder: Path
+    runs: list[Path]
+    result: ExportResult
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "train" / "images"
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path], build_run: MakeRun
+) -> Exported:
+    folder = tmp_path_factory.mktemp("exported")
+    make_run = partial(build_run, folder / "runs", make_data(folder / "train", 12))
+    runs = [
         make_run("mask_gender", "base", tta="none", crop=(0.8, 1.0)) / "best.pt",
         make_run("age", "base", height=40, width=56) / "best.pt",
     ]
+    return Exported(folder, runs, export(runs, folder / "onnx", say=quiet))
+
+
+@pytest.fixture
+def runs(exported: Exported) -> list[Path]:
+    return exported.runs
 
 
 def pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
@@ -72,11 +96,12 @@ def pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
     return found
 
 
-def photos(tmp_path: Path) -> Path:
+@pytest.fixture
+def photos(exported: Exported, tmp_path: Path) -> Path:
     """The pictures of the data, without anything that says what they show; one is damaged."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for index, path in enumerate(sorted((tmp_path / "train" / "images").glob("*/*"))):
+    for index, path in enumerate(sorted(exported.images.glob("*/*"))):
         shutil.copy(path, folder / f"{index}{path.suffix}")
     (folder / "bad.jpg").write_bytes(b"bad")
     return folder
@@ -85,22 +110,22 @@ def photos(tmp_path: Path) -> Path:
 # --- what is written ---------------------------------------------------------------------------
 
 
-def test_three_files_that_say_what_they_are(runs: list[Path], tmp_path: Path) -> None:
-    result = export(runs, tmp_path / "onnx", say=quiet)
+def test_three_files_that_say_what_they_are(exported: Exported) -> None:
+    result, folder = exported.result, exported.folder
     assert [file.name for file in result.files] == ["mask_gender.onnx", "age.onnx", "maskcls.onnx"]
-    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == sorted(
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == sorted(
         ["mask_gender.onnx", "age.onnx", "maskcls.onnx", "parity.json", "model_card.md"]
     )
-    assert json.loads((tmp_path / "onnx" / "parity.json").read_text())["passed"] is True
+    assert json.loads((folder / "onnx" / "parity.json").read_text())["passed"] is True
     for file in result.files:
         manifest = read_onnx(file).manifest
-        digests = dict(zip(("mask_gender", "age"), map(file_digest, runs), strict=True))
+        digests = dict(zip(("mask_gender", "age"), map(file_digest, exported.runs), strict=True))
         assert manifest.checkpoints == tuple(digests[n.task] for n in manifest.networks)
         assert manifest.parity["passed"] is True
         assert manifest.opset == 20 and manifest.precision == "fp32"
         assert manifest.networks[0].split_hash
         content = file.read_bytes()
-        assert str(tmp_path).encode() not in content  # nor any other path of this machine
+        assert str(folder).encode() not in content  # nor any other path of this machine
         assert str(Path(conversion.__file__).parents[2]).encode() not in content
         assert b"site-packages" not in content
     assert read_onnx(result.files[2]).trained_on == {1, 2, len("age"), len("mask_gender")}
@@ -143,9 +168,9 @@ def test_the_average_of_the_weights_is_exported(
 # --- the fused graph ---------------------------------------------------------------------------
 
 
-def test_raw_pixels_of_any_size_answer_as_checkpoints_do(runs: list[Path], tmp_path: Path) -> None:
-    result = export(runs, tmp_path / "onnx", say=quiet)
-    reference = TorchClassifier(runs, CPU)
+def test_raw_pixels_of_any_size_answer_as_checkpoints_do(exported: Exported) -> None:
+    result = exported.result
+    reference = TorchClassifier(exported.runs, CPU)
     arrays = pictures(SIZES * 3)
     images = [Image.fromarray(array) for array in arrays]
     expected = reference.predict(
@@ -195,8 +220,8 @@ def test_the_resize_is_pillows(size: tuple[int, int], crop: tuple[float, float])
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_outputs_agree_with_one_another(runs: list[Path], tmp_path: Path) -> None:
-    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
+def test_outputs_agree_with_one_another(exported: Exported) -> None:
+    file = exported.result.files[2]
     session = open_session(file.read_bytes(), file, "cpu")
     batch = np.stack(pictures([(60, 50)] * 9))
     mask, gender, age, joint, label = session.run(None, {IMAGES: batch})
@@ -289,9 +314,9 @@ def test_a_file_without_its_calibration_is_caught(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions(runs: list[Path], tmp_path: Path, precision: str) -> None:
-    plain = export(runs, tmp_path / "fp32", say=quiet)
-    result = export(runs, tmp_path / precision, precision=precision, max_f1_drop=0.2, say=quiet)
+def test_other_precisions(exported: Exported, tmp_path: Path, precision: str) -> None:
+    plain = exported.result
+    result = export(exported.runs, tmp_path, precision=precision, max_f1_drop=0.2, say=quiet)
     assert read_onnx(result.files[2]).manifest.precision == precision
     sizes = [sum(f.stat().st_size for f in r.files) for r in (plain, result)]
     assert sizes[1] < 0.6 * sizes[0]
@@ -426,7 +451,11 @@ def coarse(proto: onnx.ModelProto, *_: object) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("enough", [12, None])
 def test_int8_spares_as_much_as_the_score_asks_for(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int | None
+    runs: list[Path],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    enough: int | None,
 ) -> None:
     def fussy(proto: onnx.ModelProto, pixels: np.ndarray, spared: int) -> onnx.ModelProto:
         return coarse(proto) if enough is None or spared < enough else proto
@@ -435,8 +464,7 @@ def test_int8_spares_as_much_as_the_score_asks_for(
     said: list[str] = []
 
     def run() -> None:
-        photo = photos(tmp_path)
-        export(runs[:1], tmp_path / "onnx", precision="int8", pictures=photo, say=said.append)
+        export(runs[:1], tmp_path / "onnx", precision="int8", pictures=photos, say=said.append)
 
     if enough is None:
         with pytest.raises(ExportError, match="macro F1 falls from"):
@@ -451,11 +479,11 @@ def test_int8_spares_as_much_as_the_score_asks_for(
 
 
 def test_a_loss_of_score_is_refused(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: list[Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "to_fp16", coarse)
     with pytest.raises(ExportError, match="macro F1 falls from"):
-        export(runs, tmp_path / "onnx", precision="fp16", pictures=photos(tmp_path), say=quiet)
+        export(runs, tmp_path / "onnx", precision="fp16", pictures=photos, say=quiet)
     assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["parity.json"]
 
 
@@ -513,15 +541,15 @@ def wrong_label(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("break_it", [wrong_mean, wrong_class_order, wrong_resize, wrong_label])
 def test_what_is_broken_is_caught(
     break_it: Callable[[pytest.MonkeyPatch], None],
-    runs: list[Path],
+    exported: Exported,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "onnx"
-    export(runs, out, say=quiet)  # whole before, and the files of then do not stay
+    shutil.copytree(exported.folder / "onnx", out)  # whole before; the files of then do not stay
     break_it(monkeypatch)
     with pytest.raises(ExportError, match=r"does not answer as PyTorch does: .*differ"):
-        export(runs, out, say=quiet)
+        export(exported.runs, out, say=quiet)
     assert [path.name for path in out.iterdir()] == ["parity.json"]
     verdict = json.loads((out / "parity.json").read_text())
     assert verdict["passed"] is False and verdict["failures"]
@@ -557,21 +585,23 @@ def test_a_network_that_answers_its_bias_proves_nothing(
 # --- pictures to compare on --------------------------------------------------------------------
 
 
-def test_people_who_validated_are_compared_on(runs: list[Path], tmp_path: Path) -> None:
-    with (runs[0].parent / "split.csv").open(newline="") as file:
+def test_people_who_validated_are_compared_on(exported: Exported) -> None:
+    with (exported.runs[0].parent / "split.csv").open(newline="") as file:
         people = sum(row["side"] == "val" for row in csv.DictReader(file))
-    parity = export(runs, tmp_path / "onnx", say=quiet).parity
+    parity = exported.result.parity
     assert parity.pictures == people * 7
     assert parity.f1_of == "labels of the data"
 
 
-def test_any_folder_of_pictures_will_do(runs: list[Path], tmp_path: Path) -> None:
-    parity = export(runs, tmp_path / "onnx", pictures=photos(tmp_path), say=quiet).parity
+def test_any_folder_of_pictures_will_do(runs: list[Path], photos: Path, tmp_path: Path) -> None:
+    parity = export(runs, tmp_path / "onnx", pictures=photos, say=quiet).parity
     assert parity.pictures == 84
     assert parity.f1_of == "the labels that PyTorch gives" and parity.f1_pytorch == 1.0
 
 
-def test_a_split_that_is_gone_or_another(runs: list[Path], tmp_path: Path) -> None:
+def test_a_split_that_is_gone_or_another(exported: Exported, tmp_path: Path) -> None:
+    shutil.copytree(exported.folder / "runs", tmp_path / "runs")
+    runs = [tmp_path / run.relative_to(exported.folder) for run in exported.runs]
     table = runs[0].parent / "split.csv"
     table.write_text(table.read_text().replace("val", "train", 1))
     with pytest.raises(DataError, match="is not the split of .*--parity-images"):
@@ -585,15 +615,15 @@ def test_a_split_that_is_gone_or_another(runs: list[Path], tmp_path: Path) -> No
 
 
 def test_export_then_label(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "onnx"
+    runs, out = exported.runs, tmp_path / "onnx"
     argv = ["--mask-gender", str(runs[0].parent), "--age", str(runs[1]), "--out", str(out)]
     assert command.main(argv) == 0
     said = capsys.readouterr().out
     assert "parity: passed; 0 of 28 labels differ" in said
     assert f"next: maskcls-infer --model {out / 'maskcls.onnx'}" in said
-    images = str(tmp_path / "train" / "images")
+    images = str(exported.images)
     texts = {}
     for name, model in {
         "fused": [out / "maskcls.onnx"],
@@ -611,11 +641,11 @@ def test_export_then_label(
     assert len(texts["fused"].splitlines()) == 12 * 7 + 1
 
 
-def test_labelling_without_pytorch(runs: list[Path], tmp_path: Path) -> None:
+def test_labelling_without_pytorch(exported: Exported, tmp_path: Path) -> None:
     """As where only the extra `runtime` is installed: the same bytes, and a clear word on what is
     not there."""
-    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
-    images, out = str(tmp_path / "train" / "images"), [tmp_path / f"{n}.csv" for n in "ab"]
+    file = exported.result.files[2]
+    images, out = str(exported.images), [tmp_path / f"{n}.csv" for n in "ab"]
     argv = ["--model", str(file), "--images", images, "--provider", "cpu", "--probabilities"]
     assert infer.main([*argv, "--out", str(out[0])]) == 0
     code = f"""
@@ -632,20 +662,20 @@ sys.exit(main(sys.argv[1:]))
     done = subprocess.run([*ran, *argv, "--out", str(out[1])], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert out[0].read_bytes() == out[1].read_bytes()
-    argv[1] = str(runs[0])
+    argv[1] = str(exported.runs[0])
     done = subprocess.run([*ran, *argv, "--out", str(out[1])], capture_output=True, text=True)
     assert done.returncode == 1
     assert "error: this command needs the package 'torch'" in done.stderr
     assert "maskcls[train]" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_killed_job_goes_on_to_the_same_bytes(runs: list[Path], tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_to_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     """A real process, a real kill -9, between any two parts."""
-    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
-    pictures = sorted((tmp_path / "train" / "images").glob("*/*"))
+    file = exported.result.files[2]
+    pictures = sorted(exported.images.glob("*/*"))
     folder = tmp_path / "many"
     folder.mkdir()
-    for index in range(6000):
+    for index in range(2000):
         (folder / f"{index:05d}.jpg").symlink_to(pictures[index % len(pictures)])
     script = Path(conversion.__file__).parents[2] / "cli" / "infer.py"
     argv = [sys.executable, str(script), "--model", str(file), "--images", str(folder)]
@@ -695,8 +725,8 @@ def test_two_networks_for_one_task(runs: list[Path], tmp_path: Path) -> None:
         export([runs[0], runs[0]], tmp_path / "onnx", say=quiet)
 
 
-def test_a_manifest_survives_its_file(runs: list[Path], tmp_path: Path) -> None:
-    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
+def test_a_manifest_survives_its_file(exported: Exported) -> None:
+    file = exported.result.files[2]
     [text] = [e.value for e in read_onnx(file).proto.metadata_props if e.key == ONNX_KEY]
     manifest = OnnxManifest.from_json(text)
     assert OnnxManifest.from_json(manifest.to_json()) == manifest
@@ -704,9 +734,9 @@ def test_a_manifest_survives_its_file(runs: list[Path], tmp_path: Path) -> None:
     assert "data_dir" not in manifest.networks[0].config
 
 
-def test_classifier_takes_files_and_arrays(runs: list[Path], tmp_path: Path) -> None:
-    file = export(runs, tmp_path / "onnx", say=quiet).files[2]
-    paths = sorted((tmp_path / "train" / "images").glob("*/*"))[:20]
+def test_classifier_takes_files_and_arrays(exported: Exported) -> None:
+    file = exported.result.files[2]
+    paths = sorted(exported.images.glob("*/*"))[:20]
     with Classifier(file, provider="cpu", batch_size=7) as classifier:
         assert classifier.provider == "CPUExecutionProvider"
         answers = classifier.predict(paths)
