@@ -135,7 +135,8 @@ class CustomAugmentation(AddGaussianNoise):
 
 
 class BestAugmentation(BaseAugmentation):
-    """What measured best here, from scratch: flip, rotation, scale, shift, light, erasing."""
+    """The best of its kind here: flip, rotation, scale, shift, light, erasing. From scratch,
+    `RandAugmentation` measured better still."""
 
     degrees = 15.0
     scale = 0.15  # 1/1.15 to 1.15
