@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 
 from benchmarks.shared import processor, require_positive, write_figures
 from maskcls.commands._run import guarded
+from maskcls.errors import ConfigError
 from maskcls.labels import BRANCHES, MULTI
 from maskcls.runtime.engines import usable_cores
 
@@ -192,16 +193,16 @@ def train_and_score(args: argparse.Namespace, folder: Path, name: str, seed: int
 
 
 def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed: int) -> Path:
-    """The run folder of one training; of `age`, from the preset's mask_gender of that seed."""
-    from maskcls.config import resolve
+    """The run folder of one training; of `age`, from the preset's mask_gender of that seed.
+
+    Raises:
+        ConfigError: a training of other settings or data lies there.
+    """
+    from maskcls.config import differences, read_yaml, resolve
     from maskcls.training import resume, train
     from maskcls.training.run import is_finished
 
     run = folder / f"seed{seed}" / task / "-".join(name.replace(",", "").lower().split())
-    if (run / "last.pt").is_file():
-        if not is_finished(run):
-            resume(run)
-        return run
     before = folder / f"seed{seed}" / BRANCHES[0] / PRESET / "best.pt"
     given = ("model", "height", "width", "epochs", "batch_size", "precision")
     flags = {
@@ -214,7 +215,17 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
         "weights": "none" if task == BRANCHES[0] else str(before),
     }
     config = resolve(task, "scratch" if task == BRANCHES[0] else "branch", flags=flags)
-    return train(config, folder=run).folder
+    if not (run / "last.pt").is_file():
+        return train(config, folder=run).folder
+    stored = read_yaml(run / "config.yaml")
+    different = differences(config, stored, "the training there")
+    if stored["data_dir"] != config.to_dict()["data_dir"]:
+        different.append(f"data_dir ({', '.join(stored['data_dir'])} there)")
+    if different:
+        raise ConfigError(f"{run}: {'; '.join(different)}. Give another folder as --runs")
+    if not is_finished(run):
+        resume(run)
+    return run
 
 
 def figures_of(scored: _Scored, base: _Scored) -> dict[str, Any]:

@@ -79,7 +79,11 @@ class LabelledPictures(Dataset[tuple[Any, int]]):
 
 
 def original_transforms(size: tuple[int, int]) -> tuple[Transform, Transform]:
-    """The original's `CustomAugmentation` and `BaseAugmentation`: (training, validation)."""
+    """The original's `CustomAugmentation` and `BaseAugmentation`: (training, validation).
+
+    Without its crop, as nobody crops here, and with noise a tenth as strong as there, as ours has
+    it: at full strength it hides what there is to learn.
+    """
     finish = [
         v2.Resize(list(size)),
         v2.ToImage(),
@@ -87,7 +91,8 @@ def original_transforms(size: tuple[int, int]) -> tuple[Transform, Transform]:
         v2.Normalize(list(MEAN), list(STD)),
     ]
     jitter = v2.ColorJitter(0.1, 0.1, 0.1, 0.1)
-    return v2.Compose([finish[0], jitter, *finish[1:], v2.GaussianNoise()]), v2.Compose(finish)
+    noise = v2.GaussianNoise(sigma=0.1, clip=False)  # values are normalised, and below 0, too
+    return v2.Compose([finish[0], jitter, *finish[1:], noise]), v2.Compose(finish)
 
 
 def timm_transforms(size: tuple[int, int]) -> tuple[Transform, Transform]:
@@ -113,6 +118,14 @@ def original_network(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     plain._fc = model._fc
     plain.load_state_dict(model.state_dict())
     return plain
+
+
+def classify(model: nn.Module, images: Tensor, tta: str) -> Tensor:
+    """(N, C, H, W) → (N,) class indices, from the views of a picture that ours takes."""
+    answers: Tensor = model(images)
+    if tta == "flip":
+        answers = answers.softmax(dim=1) + model(images.flip(-1)).softmax(dim=1)
+    return answers.argmax(dim=1)
 
 
 def create_peer(package: str, name: str, num_classes: int) -> nn.Module:

@@ -313,7 +313,7 @@ def original(job: Job) -> Run:
     import torch
     from torch.utils.data import DataLoader
 
-    from benchmarks.peers import PillowPictures, original_network
+    from benchmarks.peers import PillowPictures, classify, original_network
     from maskcls.checkpoints import read_checkpoint
     from maskcls.labels import MULTI
     from maskcls.models import restore_model
@@ -332,7 +332,8 @@ def original(job: Job) -> Run:
         for model, manifest in networks:
             pictures = PillowPictures([s.path for s in sources], manifest.preprocess)
             loader = DataLoader(pictures, batch_size=job.batch_size, num_workers=job.workers)
-            answers = [model(batch.to(job.device)).argmax(dim=1).cpu() for batch in loader]
+            views = manifest.tta
+            answers = [classify(model, batch.to(job.device), views).cpu() for batch in loader]
             digits |= manifest.get_task().decode(torch.cat(answers).numpy())
         labels = MULTI.encode(**digits)
         names = [source.image_id for source in sources]
@@ -345,11 +346,13 @@ def original(job: Job) -> Run:
 
 def expert(job: Job) -> Run:
     """Both networks in one pass: libjpeg-turbo through torchvision, uint8 batches, channels_last,
-    compiled, half precision where asked for."""
+    compiled with frozen weights, half precision where asked for, and of some numbers of workers the
+    one that is fastest here."""
     import torch
+    import torch._inductor.config
     from torch.utils.data import DataLoader
 
-    from benchmarks.peers import TensorPictures, create_peer
+    from benchmarks.peers import TensorPictures, classify, create_peer
     from maskcls.checkpoints import read_checkpoint
     from maskcls.labels import MULTI
     from maskcls.manifest import Manifest
@@ -380,19 +383,27 @@ def expert(job: Job) -> Run:
     def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
         images = ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(job.device, dtype, enabled=dtype != torch.float32):
-            return [model(images).argmax(dim=1) for model in models]
+            return [
+                classify(model, images, manifest.tta)
+                for model, manifest in zip(models, manifests, strict=True)
+            ]
 
+    # Weights become constants: batch normalisation goes into the convolutions, weights are packed
+    # for oneDNN and cast to half precision once.
+    torch._inductor.config.freezing = True
     compiled = torch.compile(forward, dynamic=False)
-    loader = DataLoader(
-        TensorPictures([source.path for source in sources], spec),
-        batch_size=job.batch_size,
-        num_workers=job.workers,
-        persistent_workers=True,
-        pin_memory=job.device == "cuda",
-    )
+
+    def load(workers: int) -> DataLoader[torch.Tensor]:
+        return DataLoader(
+            TensorPictures([source.path for source in sources], spec),
+            batch_size=job.batch_size,
+            num_workers=workers,
+            persistent_workers=True,
+            pin_memory=job.device == "cuda",
+        )
 
     @torch.inference_mode()
-    def run() -> list[int]:
+    def label_all(loader: DataLoader[torch.Tensor]) -> list[int]:
         found: list[list[torch.Tensor]] = [[] for _ in tasks]
         for batch in loader:
             pixels = batch.to(job.device, non_blocking=True)
@@ -409,7 +420,18 @@ def expert(job: Job) -> Run:
         Path(job.out).write_text("ImageID,ans\n" + "".join(rows), "utf-8")
         return labels
 
-    return run
+    best: tuple[float, DataLoader[torch.Tensor]] | None = None
+    for workers in sorted({1, max(1, job.workers // 2), job.workers}):
+        loader = load(workers)
+        label_all(loader)  # compiles, and starts the workers
+        began = time.perf_counter()
+        label_all(loader)
+        seconds = time.perf_counter() - began
+        if best is None or seconds < best[0]:
+            best = seconds, loader
+    assert best is not None
+    fastest = best[1]
+    return lambda: label_all(fastest)
 
 
 def _peer_name(package: str, model: str) -> str:

@@ -2,7 +2,7 @@
 
     python cli/infer.py --model runs --images eval/images --info eval/info.csv --out output.csv
     python cli/infer.py --model runs/mask_gender/NAME runs/age/NAME --images photos --out output.csv
-    python cli/infer.py --model runs --images photos --out labels.parquet    # with probabilities
+    python cli/infer.py --model runs --images photos --out labels.parquet --probabilities
     python cli/infer.py --model runs --images photos --out output.csv --provider cpu
     SM_CHANNEL_EVAL=data/eval SM_CHANNEL_MODEL=runs SM_OUTPUT_DATA_DIR=out python cli/infer.py
 

@@ -19,6 +19,8 @@ from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
 
 BEST = "best.pt"
+COMPLETE = (BRANCHES, ("multi",), ("mask", "gender", "age"))
+"""Sets of tasks that answer all attributes, those in fewest networks after the branches."""
 
 
 class TorchClassifier:
@@ -132,13 +134,8 @@ def _newest(model_dir: Path) -> list[Path]:
     Raises:
         CheckpointError: no set of runs that answers all attributes.
     """
-    newest: dict[str, Path] = {}
-    for task in TASKS:
-        runs = {run: find_checkpoint(run / BEST) for run in sorted(model_dir.glob(f"{task}/*/"))}
-        times = {run: file.stat().st_mtime_ns for run, file in runs.items() if file is not None}
-        if times:
-            newest[task] = max(times, key=times.__getitem__) / BEST
-    for tasks in (BRANCHES, ("multi",), ("mask", "gender", "age")):
+    newest = {task: run / BEST for task in TASKS if (run := _newest_run(model_dir, task))}
+    for tasks in COMPLETE:
         if all(task in newest for task in tasks):
             return [newest[task] for task in tasks]
     have = ", ".join(newest) or "none"
@@ -146,3 +143,19 @@ def _newest(model_dir: Path) -> list[Path]:
         f"{model_dir}: needs runs of {' and '.join(BRANCHES)} to label pictures, has {have}; "
         f"train them with maskcls-train --task all --model-dir {model_dir}"
     )
+
+
+def _newest_run(model_dir: Path, task: str) -> Path | None:
+    """The run folder of a task whose best checkpoint is the newest."""
+    runs = {run: find_checkpoint(run / BEST) for run in model_dir.glob(f"{task}/*/")}
+    times = {run: file.stat().st_mtime_ns for run, file in runs.items() if file is not None}
+    return max(sorted(times), key=times.__getitem__, default=None)
+
+
+def lacking_tasks(model_dir: Path, task: str) -> list[str]:
+    """The tasks still to be trained in MODEL_DIR until, with `task`, all attributes are answered;
+    none where a set is complete."""
+    sets = [[each for each in tasks if not _newest_run(model_dir, each)] for tasks in COMPLETE]
+    if [] in sets:
+        return []
+    return next(lacks for tasks, lacks in zip(COMPLETE, sets, strict=True) if task in tasks)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from maskcls.checkpoints import file_digest, save_checkpoint
-from maskcls.classifier import TorchClassifier, find_checkpoints
+from maskcls.classifier import TorchClassifier, find_checkpoints, lacking_tasks
 from maskcls.errors import CheckpointError
 from maskcls.labels import ATTRIBUTES, MULTI, TASKS
 from maskcls.manifest import Calibration, Manifest
@@ -261,3 +261,24 @@ def test_a_damaged_best_falls_back_and_says_so(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="best.prev.pt instead"):
         classifier = TorchClassifier(find_checkpoints([tmp_path]), CPU)
     assert classifier.specs == (SPECS["age"],)
+
+
+@pytest.mark.parametrize(
+    ("trained", "lacking"),
+    [
+        (["mask_gender"], ["age"]),
+        (["age"], ["mask_gender"]),
+        (["mask_gender", "age"], []),
+        (["multi"], []),
+        (["gender"], ["mask", "age"]),
+        (["gender", "mask"], ["age"]),
+        (["mask", "gender", "age"], []),
+        (["multi", "mask_gender"], []),
+    ],
+)
+def test_what_is_still_to_be_trained(
+    tmp_path: Path, trained: list[str], lacking: list[str]
+) -> None:
+    for task in trained:
+        run(tmp_path, task)
+    assert lacking_tasks(tmp_path, trained[-1]) == lacking

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = default_places(all(given[name].get("data_dir") for name in tasks))
 
     # torch is imported only now: --help and a mistyped option answer at once.
+    from maskcls.classifier import lacking_tasks
     from maskcls.training import choose_config, train
     from maskcls.training.folds import discard_group, is_begun, start_group
 
@@ -184,8 +186,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for group in groups:
                 discard_group(group)
         raise
-    models = config.model_dir
-    print(f"next: maskcls-infer --model {models} --images DIR --out output.csv")
+    lacking = lacking_tasks(Path(config.model_dir), config.task)
+    models = shlex.quote(config.model_dir)
+    if lacking:
+        data = " ".join(f"--data-dir {shlex.quote(folder)}" for folder in config.data_dir)
+        print(f"next: maskcls-train --task {lacking[0]} {data} --model-dir {models}")
+    else:
+        print(f"next: maskcls-infer --model {models} --images DIR --out output.csv")
     return 0
 
 

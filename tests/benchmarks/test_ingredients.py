@@ -79,6 +79,11 @@ def test_scores_are_those_of_the_command(
     again = run(*argv)
     assert again.returncode == 0 and again.stdout.splitlines()[-2] in done.stdout
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")} == before
+    longer = run(*argv, "--epochs", 2)
+    assert longer.returncode == 2
+    assert "epochs 2 (the training there has 1). Give another folder as --runs" in longer.stderr
+    elsewhere = run(*argv, "--data-dir", data_dir(18).rename(tmp_path / "others"))
+    assert elsewhere.returncode == 2 and f"data_dir ({root} there)" in elsewhere.stderr
 
 
 def test_wrong_options(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -167,7 +168,11 @@ def test_both_branches_with_sections_and_flags(
 
 
 def test_variables_stand_for_the_folders(
-    place: Path, data: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    data: Path,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SM_CHANNEL_TRAIN", str(data / "images"))  # what the original's points to
     monkeypatch.setenv("SM_MODEL_DIR", str(place / "models"))
@@ -180,6 +185,9 @@ def test_variables_stand_for_the_folders(
     monkeypatch.setenv("SM_CHANNEL_TRAIN", str(place / "none"))
     assert main([*small, "--task", "age", "--data-dir", str(data), "--model-dir", "own"]) == 0
     assert (place / "own/age/exp/best.pt").is_file()
+    # One network labels nothing: the next step is the other one, on the same people.
+    other = shlex.join(["--data-dir", str(data), "--model-dir", "own"])
+    assert f"next: maskcls-train --task mask_gender {other}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
