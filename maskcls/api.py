@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskcls.config import TrainConfig, read_yaml, resolve
+from maskcls.config import TrainConfig, read_yaml
 from maskcls.errors import ConfigError, unknown
 from maskcls.labels import BRANCHES, TASKS
 from maskcls.launch import process_number
@@ -61,23 +61,28 @@ def train(
     flags = {name: _plain(value) for name, value in settings.items()}
     flags["data_dir"] = tuple(os.fspath(folder) for folder in folders)
     values = read_yaml(Path(config)) if config is not None else {}
-    for name in tasks:  # all of it is checked before the first hour of training
-        if resolve(name, "scratch", values, flags).all_folds:
-            raise ConfigError(
-                "folds without fold: a group of folds is trained by maskcls-train, or by "
-                "maskcls.training.train_group"
-            )
 
-    from maskcls.training import choose_config, train
+    from maskcls.training import train
+    from maskcls.training.interruption import end_by
+    from maskcls.training.presets import choose_configs, follow
 
     if process_number() > 0:
         say = _nothing
+    configs = choose_configs(values, dict.fromkeys(tasks, flags), say)
+    if any(chosen.all_folds for chosen in configs):
+        raise ConfigError(
+            "folds without fold: a group of folds is trained by maskcls-train, or by "
+            "maskcls.training.train_group"
+        )
     results: dict[str, RunResult] = {}
     before: tuple[TrainConfig, Path] | None = None
-    for name in tasks:
-        chosen = choose_config(name, values, flags, before, say)
-        results[name] = train(chosen, say)
-        before = chosen, results[name].folder / "best.pt"
+    for chosen in configs:
+        if before is not None:
+            if (late := results[before[0].task].signal) is not None:
+                end_by(late)
+            chosen = follow(chosen, before, values, flags, say)
+        results[chosen.task] = train(chosen, say)
+        before = chosen, results[chosen.task].folder / "best.pt"
     return results
 
 

@@ -132,7 +132,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     # A file that somebody copied without its digest is taken as it is.
-    if digest.is_file() and file_digest(path) != digest.read_text().strip():
+    if (
+        digest.is_file()
+        and file_digest(path) != digest.read_bytes().decode(errors="replace").strip()
+    ):
         raise CheckpointError(f"{path}: damaged (its sha256 is not the one in {digest.name})")
     content = load_plain(path)
     if not isinstance(content, dict) or "manifest" not in content or "model" not in content:

@@ -171,6 +171,13 @@ def ensemble_members(manifest: Manifest) -> list[Manifest]:
     return members
 
 
+def networks_within(manifest: Manifest) -> list[Manifest]:
+    """The manifests of the networks that answer: an ensemble's, or the one itself."""
+    if manifest.model != ENSEMBLE:
+        return [manifest]
+    return [one for member in ensemble_members(manifest) for one in networks_within(member)]
+
+
 ONNX_KEY = "maskcls"
 """Where an ONNX file's `metadata_props` hold its `OnnxManifest`."""
 SEEN_KEY = "maskcls.trained_on"

@@ -276,7 +276,14 @@ def load_weights(
         if not _is_classifier(key)
         or (keep_classifier and key in own and value.shape == own[key].shape)
     }
-    missing = sorted(key for key in own if key not in fitted and not _is_classifier(key))
+    missing = sorted(
+        key
+        for key in own
+        if key not in fitted
+        and not _is_classifier(key)
+        # Older files, some of torchvision's too, lack this count, which no momentum of ours needs.
+        and not key.endswith(".num_batches_tracked")
+    )
     extra = sorted(key for key in fitted if key not in own)
     shaped = sorted(key for key in fitted if key in own and fitted[key].shape != own[key].shape)
     for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shaped)):
@@ -286,7 +293,7 @@ def load_weights(
                 f"{len(keys)} tensors {what}, first: {', '.join(keys[:3])}"
             )
     model.load_state_dict(fitted, strict=False)
-    return sorted(key for key in own if key not in fitted)
+    return sorted(key for key in own if key not in fitted and _is_classifier(key))
 
 
 def _is_classifier(key: str) -> bool:

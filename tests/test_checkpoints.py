@@ -134,6 +134,14 @@ def test_damage_falls_back_to_the_previous_and_says_so(saved: Path, damage: Dama
     assert f"taking {previous_path(saved)} instead" in message
 
 
+def test_a_damaged_digest_falls_back_as_well(saved: Path) -> None:
+    content = bytearray(digest_path(saved).read_bytes())
+    content[3] |= 0x80  # one bit, and it is no text any more
+    digest_path(saved).write_bytes(content)
+    with pytest.warns(UserWarning, match=r"best\.pt: damaged.*best\.prev\.pt instead"):
+        assert read_checkpoint(saved)["step"] == 1
+
+
 @pytest.mark.parametrize("damage", [truncate, empty])
 def test_damage_is_noticed_without_a_digest_too(saved: Path, damage: Damage) -> None:
     damage(saved)

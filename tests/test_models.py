@@ -251,6 +251,14 @@ def test_weights_of_the_same_network_all_arrive() -> None:
     assert torch.equal(logits(model), logits(source))
 
 
+def test_files_from_before_batches_were_counted_load() -> None:
+    source, model = (create_model("resnet18", 3, SIZE) for _ in range(2))
+    state = {k: v for k, v in source.state_dict().items() if not k.endswith("batches_tracked")}
+    assert len(state) == 102  # as torchvision's first files have it
+    assert load_weights(model, state, "x.pt") == []
+    assert torch.equal(logits(model), logits(source))
+
+
 @pytest.mark.parametrize(
     ("name", "classifier"),
     [("resnet18", "fc"), ("base", "fc"), ("efficientnet_b3", "_fc")]

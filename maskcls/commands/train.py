@@ -7,6 +7,7 @@ SM_CHANNEL_TRAIN=data/train SM_MODEL_DIR=runs python cli/train.py --task mask_ge
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shlex
 import typing
@@ -159,15 +160,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # torch is imported only now: --help and a mistyped option answer at once.
     from maskcls.classifier import lacking_tasks
-    from maskcls.training import choose_config, train
+    from maskcls.training import train
     from maskcls.training.folds import discard_group, is_begun, start_group
+    from maskcls.training.interruption import end_by
+    from maskcls.training.presets import choose_configs, follow
 
+    wanted = {
+        name: {key: value for key, value in places.items() if key not in given[name]} | flags
+        for name in tasks
+    }
     before: tuple[TrainConfig, Path] | None = None
     groups: list[Path] = []
     try:
-        for name in tasks:
-            missing = {key: value for key, value in places.items() if key not in given[name]}
-            config = choose_config(name, values, missing | flags, before)
+        for config in choose_configs(values, wanted):
+            name = config.task
+            if before is not None:
+                config = follow(config, before, values, wanted[name])
             if config.all_folds:  # all groups are there before the first hour of training
                 groups.append(start_group(config))
                 before = config, groups[-1]
@@ -178,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{name}: best macro F1 {result.best_score:.4f} on the validation people after "
                 f"{result.epochs} epochs → {result.folder / 'best.pt'}"
             )
+            if result.signal is not None and name != tasks[-1]:
+                print(f"interrupted; {tasks[-1]} was not begun")
+                end_by(result.signal)
         if groups:
             _train_groups(groups)
             return 0
@@ -220,7 +231,7 @@ def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = No
     except (KeyboardInterrupt, SystemExit):
         if any(map(is_begun, groups)):
             for group in groups:
-                if not group_is_finished(group):
+                if not (group_is_finished(group) and (group / OOF_FILE).is_file()):
                     print(f"interrupted; go on with: maskcls-train --resume {group}")
         raise
 
@@ -228,16 +239,28 @@ def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = No
 def check_values(
     task: str, values: dict[str, Any], flags: dict[str, Any], file: Path | None
 ) -> TrainConfig:
-    """The config on the preset from scratch.
+    """The config on the preset that these weights will have, as far as that is known yet.
 
     Raises:
         ConfigError: a value that does not fit; names the file where the file brought it.
     """
     try:
-        return resolve(task, "scratch", values, flags)
+        return _resolve_early(task, values, flags)
     except ConfigError as error:
-        resolve(task, "scratch", flags=flags)  # raises where the file is not to blame
+        _resolve_early(task, {}, flags)  # raises where the file is not to blame
         raise ConfigError(f"{file}: {error}") from None
+
+
+def _resolve_early(task: str, values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
+    weights = (file_values(values, task) | flags).get("weights", TrainConfig.weights)
+    if weights != "auto":
+        return resolve(task, "scratch" if weights == "none" else "imagenet", values, flags)
+    try:
+        return resolve(task, "scratch", values, flags)
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            return resolve(task, "imagenet", values, flags)
+        raise
 
 
 def _resume(run: Path, task: str | None, values: dict[str, Any], flags: dict[str, Any]) -> int:

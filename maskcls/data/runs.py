@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskcls.config import read_yaml
 from maskcls.data.fixes import Fix, apply_fixes
 from maskcls.data.profiles import Profile, read_all_profiles
-from maskcls.data.splits import people_of, read_split, split_hash
-from maskcls.errors import DataError
+from maskcls.data.splits import changed_people, people_of, read_split, split_hash
+from maskcls.errors import ConfigError, DataError
 from maskcls.labels import MULTI
 from maskcls.manifest import Manifest
 
@@ -20,7 +21,8 @@ def people_of_run(
     labels corrected as they were then. `way_out`: what messages advise.
 
     Raises:
-        DataError: its split or its pictures are not where they were.
+        DataError: its split or its pictures are not where they were, or somebody of that side has
+            other labels or pictures than then.
     """
     table = checkpoint.parent / "split.csv"
     try:
@@ -31,11 +33,30 @@ def people_of_run(
         raise DataError(f"{table}: is not the split of {checkpoint}; {way_out}")
     names = people_of(text, side)
     try:
-        people = read_all_profiles([Path(folder) for folder in manifest.config["data_dir"]])
-    except (DataError, KeyError) as error:
+        people = read_all_profiles(data_folders(checkpoint, manifest))
+    except (DataError, ConfigError, KeyError) as error:
         raise DataError(f"the pictures of {checkpoint} are gone: {error}; {way_out}") from None
     fixed = apply_fixes(people, [Fix(**fix) for fix in manifest.fixes])
+    changed = changed_people(text, side, fixed)
+    if changed:
+        raise DataError(
+            f"{len(changed)} people of {checkpoint} are gone, or have other labels or pictures "
+            f"than it was trained with, first: {changed[0]}; {way_out}"
+        )
     return [person for person in fixed if person.person in names]
+
+
+def data_folders(checkpoint: Path, manifest: Manifest) -> list[Path]:
+    """Where the data of a checkpoint are: as the run folder's config says, which a resumed training
+    writes anew when they have moved, or else as the checkpoint does.
+
+    Raises:
+        ConfigError: a damaged config.
+        KeyError: neither says.
+    """
+    own = checkpoint.parent / "config.yaml"
+    config = read_yaml(own) if own.is_file() else manifest.config
+    return [Path(folder) for folder in config["data_dir"]]
 
 
 def labelled_pictures(people: Sequence[Profile]) -> list[tuple[Path, int]]:

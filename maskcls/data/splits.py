@@ -88,11 +88,8 @@ def split_table(profiles: Sequence[Profile], split: Split, digests: Mapping[str,
 
     `digests`: picture path (str) → content digest; "" for a picture that could not be read.
     """
-    rows: dict[str, list[Profile]] = {}
-    for profile in profiles:
-        rows.setdefault(profile.person, []).append(profile)
     table: list[Sequence[object]] = [SPLIT_COLUMNS]
-    for person, parts in sorted(rows.items()):
+    for person, parts in sorted(_by_person(profiles).items()):
         pictures = sorted(
             f"{digests[str(picture.path)]} {int(picture.mask)}"
             for part in parts
@@ -100,12 +97,37 @@ def split_table(profiles: Sequence[Profile], split: Split, digests: Mapping[str,
         )
         content = hashlib.sha256("\n".join(pictures).encode()).hexdigest()
         side = "val" if person in split.val else "train"
-        first = min(parts, key=lambda part: (part.gender, part.age))
-        gender = first.gender.name.lower()
-        table.append((person, gender, first.age, len(pictures), content, side))
+        table.append((person, *_facts(parts), content, side))
     text = io.StringIO()
     write_rows(text, table)
     return text.getvalue()
+
+
+def changed_people(table: str, side: str, profiles: Sequence[Profile]) -> list[str]:
+    """The people of one side in the text of a `split.csv` who are not in `profiles` any more, or
+    with another gender, age or number of pictures."""
+    now = {person: _facts(parts) for person, parts in _by_person(profiles).items()}
+    rows = csv.DictReader(io.StringIO(table, newline=""))
+    return [
+        row["person"]
+        for row in rows
+        if row["side"] == side
+        and (row["gender"], row["age"], row["pictures"])
+        != tuple(map(str, now.get(row["person"], ())))
+    ]
+
+
+def _by_person(profiles: Sequence[Profile]) -> dict[str, list[Profile]]:
+    people: dict[str, list[Profile]] = {}
+    for profile in profiles:
+        people.setdefault(profile.person, []).append(profile)
+    return people
+
+
+def _facts(parts: Sequence[Profile]) -> tuple[str, int, int]:
+    """Gender, age and number of pictures of a person, from all folders of that name."""
+    first = min(parts, key=lambda part: (part.gender, part.age))
+    return first.gender.name.lower(), first.age, sum(len(part.pictures) for part in parts)
 
 
 def encode_table(table: str) -> bytes:

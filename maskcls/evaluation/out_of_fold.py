@@ -21,7 +21,7 @@ from tqdm import tqdm
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.classifier import BEST, TorchClassifier
 from maskcls.data.profiles import Profile, locate
-from maskcls.data.runs import labelled_pictures, people_of_run
+from maskcls.data.runs import data_folders, labelled_pictures, people_of_run
 from maskcls.data.splits import encode_table, people_of, read_split
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.oof import COLUMNS, OOF_FILE
@@ -102,7 +102,7 @@ def answer_out_of_fold(
         engine = TorchClassifier([checkpoint], device, complete=False)
         profiles = people_of_run(checkpoint, manifest, "val")
         _refuse_seen(checkpoint, engine, profiles)
-        roots = {locate(Path(name))[0]: str(name) for name in manifest.config["data_dir"]}
+        roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
         owners = {picture.path: p for p in profiles for picture in p.pictures}
         labels = dict(labelled_pictures(profiles))
         sources = [Source(str(path), path) for path in labels]

@@ -40,8 +40,8 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
     every attribute.
 
     Raises:
-        DataError: nobody validated all of them, their pictures are gone, or runs hold different
-            labels of somebody.
+        DataError: nobody validated all of them, their pictures are gone or cannot be read, or runs
+            hold different labels of somebody.
     """
     people = _common_people(
         [
@@ -59,6 +59,8 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
                 ids = (picture.source.image_id for picture in good)
                 found |= dict(zip(ids, predict(engine, good), strict=True))
             bar.update(len(batch))
+    if not found:
+        raise DataError(f"none of the {len(sources)} pictures of their people can be read")
     whose = {str(p.path): person.person for person in people for p in person.pictures}
     return CommonAnswers(
         people,

@@ -18,7 +18,7 @@ from maskcls.evaluation.groups import FEW, Factor, Group, group_scores, scores_o
 from maskcls.evaluation.people import DRAWS, LEVEL, intervals
 from maskcls.evaluation.report import Answers
 from maskcls.labels import AGE_BOUNDS, ATTRIBUTES
-from maskcls.manifest import Manifest, OnnxManifest
+from maskcls.manifest import Manifest, OnnxManifest, networks_within
 from maskcls.provenance import fingerprint
 from maskcls.runtime.session import FUSED_OUTPUTS, IMAGES, LOGITS
 
@@ -117,9 +117,9 @@ def _head(manifest: OnnxManifest) -> Iterator[str]:
                 network.task,
                 ", ".join(network.get_task().attributes),
                 len(network.class_names),
-                network.model,
+                _architecture(network),
                 f"{network.preprocess.height}x{network.preprocess.width}",
-                "picture and mirror image" if network.tta == "flip" else "the picture alone",
+                _views(network),
             ]
             for network in manifest.networks
         ],
@@ -147,6 +147,19 @@ def _head(manifest: OnnxManifest) -> Iterator[str]:
     yield ""
 
 
+def _architecture(network: Manifest) -> str:
+    members = networks_within(network)
+    models = ", ".join(dict.fromkeys(member.model for member in members))
+    return models if len(members) == 1 else f"the mean of {len(members)}: {models}"
+
+
+def _views(network: Manifest) -> str:
+    views = {member.tta for member in networks_within(network)}
+    if len(views) > 1:
+        return "picture, and of some networks its mirror image"
+    return "picture and mirror image" if views == {"flip"} else "the picture alone"
+
+
 def _limits(manifest: OnnxManifest) -> Iterator[str]:
     years = " and ".join(str(bound) for bound in AGE_BOUNDS)
     yield "## Limits"
@@ -158,7 +171,7 @@ def _limits(manifest: OnnxManifest) -> Iterator[str]:
         yield f"- The borders of the age groups, {years} years, are conventions. People near them"
         yield "  are often taken for the neighbouring group."
     for network in manifest.networks:
-        if network.calibration is None:
+        if any(member.calibration is None for member in networks_within(network)):
             yield f"- The probabilities of {network.task} are not calibrated: take them as an"
             yield "  order, not as shares."
     if manifest.precision != "fp32":

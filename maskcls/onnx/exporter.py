@@ -87,7 +87,9 @@ def export(
     validated the run, or, where there are none, those who trained it, which is said.
     `max_pictures` of them are drawn at random, the same every time. `parity.json` is written in any
     case; the ONNX files and `model_card.md` only if the comparison passed. With `triton` the fused
-    file, or the single network, is in a model repository, too.
+    file, or the single network, is in a model repository, too. What an earlier export left
+    and this one does not write anew goes, where it would pass for this one's: its fused file, its
+    repository.
 
     Raises:
         ExportError: a network cannot be converted, or its file does not answer as PyTorch does.
@@ -123,7 +125,7 @@ def export(
         )
     listed, people, side = _listed(networks, pictures, max_pictures, say)
     say(f"comparing with PyTorch on {len(listed)} pictures")
-    loaded = load_pictures(listed, input_size)
+    loaded = load_pictures(listed, input_size, say)
     if not loaded.images:
         raise DataError(f"none of {len(listed)} pictures to compare on can be read")
     reference = TorchClassifier(checkpoints, torch.device("cpu"), complete=complete)
@@ -152,11 +154,16 @@ def export(
         if precision == "int8":
             say(f"int8 costs {drop:.4f} of macro F1 with {spared} tensors spared")
     verdict = parity.to_dict() | ({"spared_tensors": spared} if precision == "int8" else {})
-    write_atomic(out / PARITY_FILE, (json.dumps(verdict, indent=1) + "\n").encode())
+    text = (json.dumps(verdict, indent=1) + "\n").encode()
+    # Of an earlier export: it must not pass for this one, nor judge what is half written.
+    names = (*files, FUSED_FILE)
+    stale = [out / PARITY_FILE, out / CARD_FILE]
+    stale += [out / name for name in names if parity.failures or name not in files]
+    stale += [model_file(out, name) for name in names if parity.failures or not triton]
+    for file in stale:
+        file.unlink(missing_ok=True)
     if parity.failures:
-        for name in (*files, CARD_FILE):  # of an earlier export: it must not pass for this one
-            (out / name).unlink(missing_ok=True)
-            model_file(out, name).unlink(missing_ok=True)
+        write_atomic(out / PARITY_FILE, text)
         raise ExportError(
             f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
             f"but {out / PARITY_FILE}"
@@ -176,6 +183,7 @@ def export(
     write_atomic(out / CARD_FILE, card.encode("utf-8", errors="backslashreplace"))
     written = tuple(out / name for name in files)
     repository = write_repository(written[-1], out) if triton else None
+    write_atomic(out / PARITY_FILE, text)
     return ExportResult(written, out / CARD_FILE, parity, repository)
 
 
@@ -257,7 +265,7 @@ def _listed(
         except DataError:  # no data folder: any pictures will do
             listed = [(source.path, None) for source in list_pictures(folder)]
     order = np.random.default_rng(0).permutation(len(listed))[:most]
-    return [listed[index] for index in sorted(order)], people, side
+    return [listed[index] for index in order], people, side
 
 
 def _answers(

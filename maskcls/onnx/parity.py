@@ -8,8 +8,8 @@ comparison of it reads 0.0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime.session import IMAGES, LOGITS
 
 BATCH_SIZES = (1, 2, 7, 32)
+MAX_BYTES = 2_000_000_000  # of decoded pictures, which are compared at their full size
 FEW = 64
 """Pictures of the comparisons in small batches; the largest batch size takes all."""
 MAX_LOGIT_DIFFERENCE = 1e-3
@@ -80,11 +81,15 @@ class Pictures:
 
 
 def load_pictures(
-    listed: Sequence[tuple[Path, int | None]], input_size: tuple[int, int] | None
+    listed: Sequence[tuple[Path, int | None]],
+    input_size: tuple[int, int] | None,
+    say: Callable[[str], None] = print,
 ) -> Pictures:
-    """Decodes pictures; one that cannot be read is left out. `input_size`: (height, width) of a
-    fused file that takes one size only, to which a caller brings them."""
+    """Decodes pictures, as many as `MAX_BYTES` hold; one that cannot be read is left out.
+    `input_size`: (height, width) of a fused file that takes one size only, to which a caller brings
+    them."""
     images, truth, paths = [], [], []
+    size = 0
     for path, label in listed:
         try:
             image = read_image(path)
@@ -93,6 +98,10 @@ def load_pictures(
         if input_size is not None:
             fitted = PreprocessSpec(height=input_size[0], width=input_size[1]).resize(image)
             image = Image.fromarray(fitted)
+        size += 3 * image.width * image.height
+        if images and size > MAX_BYTES:
+            say(f"the first {len(images)} fill {MAX_BYTES / 1e9:g} GB decoded, and are enough")
+            break
         images.append(image)
         truth.append(label)
         paths.append(path)
@@ -132,8 +141,13 @@ def compare(
                 [session.run([LOGITS], {IMAGES: batch})[0] for batch in _batches(part, size)]
             )
             found = _difference(logits[: len(own)], own)
-            if task not in differences or found.max_logit > differences[task].max_logit:
-                differences[task] = found
+            # The largest batches come last, with all pictures; the extremes are of any size.
+            known = differences.get(task, found)
+            differences[task] = replace(
+                found,
+                max_logit=float(np.maximum(known.max_logit, found.max_logit)),  # nan stays
+                max_probability=float(np.maximum(known.max_probability, found.max_probability)),
+            )
             answered[task] = softmax(own)
             if precision == "fp32":
                 failures += _network_failures(task, size, found)

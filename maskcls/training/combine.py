@@ -24,7 +24,7 @@ from tqdm import tqdm
 from maskcls.checkpoints import file_digest, open_checkpoint, save_checkpoint
 from maskcls.classifier import BEST
 from maskcls.data.profiles import Profile
-from maskcls.data.runs import labelled_pictures, people_of_run
+from maskcls.data.runs import data_folders, labelled_pictures, people_of_run
 from maskcls.data.splits import SPLIT_COLUMNS, encode_table, people_of, read_split, split_hash
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
@@ -298,7 +298,8 @@ def _manifest(members: Sequence[_Member], way: str, table: str) -> Manifest:
     first = members[0].manifest
     configs = [member.manifest.config for member in members]
     common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
-    folders = list(dict.fromkeys(name for config in configs for name in config["data_dir"]))
+    lie = (folder for member in members for folder in data_folders(member.path, member.manifest))
+    folders = list(dict.fromkeys(map(str, lie)))
     config: dict[str, Any] = common | {
         "data_dir": folders,
         "tta": "none" if way == ENSEMBLE else first.tta,

@@ -90,6 +90,7 @@ def create_trainer(
     scaler: torch.amp.GradScaler,
     share: Share,
     clip_norm: float,
+    class_weights: Tensor | None = None,
     soft_targets: Tensor | None = None,
     mixing: Mixing | None = None,
     say: Callable[[str], None] = print,
@@ -99,6 +100,9 @@ def create_trainer(
     Where the memory does not suffice, there are twice as many parts from then on, which is said;
     the step is still that of the whole batch. Several processes that share batches (`model` is then
     what `share_gradients` answers) load theirs in the parts that they began with.
+
+    `class_weights` (C,): those of the criterion. Its mean over classes is over their weights, so a
+    part counts by those, too. A loss that is no mean, as F1, is that of each part.
 
     `soft_targets`: shares (N, C) of all pictures of the data set, taken instead of their classes;
     a batch's indices count modulo N. `mixing` needs them.
@@ -111,6 +115,13 @@ def create_trainer(
     """
 
     alone = share.processes == 1
+    weights = None if class_weights is None else class_weights.to(device)
+
+    def size(target: Tensor) -> float | Tensor:
+        """What the criterion's mean divides by."""
+        if weights is None or target.is_floating_point():  # of shares, it is over pictures
+            return len(target)
+        return weights[target].sum()
 
     def accumulated_loss(images: Tensor, target: Tensor) -> float:
         """Leaves the gradient of the mean loss of a batch in the parameters. images: own rows."""
@@ -128,7 +139,7 @@ def create_trainer(
                 with precision.autocast():
                     logits = model(x)
                 # All processes have the loss of the whole part, and each its own rows' gradient.
-                loss = criterion(gather(logits.float(), part), y) * (len(y) / len(target))
+                loss = criterion(gather(logits.float(), part), y) * (size(y) / size(target))
                 scaler.scale(loss * share.processes).backward()  # their mean is then the sum
             total += loss.detach()
         return float(total)

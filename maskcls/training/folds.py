@@ -21,6 +21,7 @@ from maskcls.folds import (
     write_group,
 )
 from maskcls.launch import refuse_several
+from maskcls.training.interruption import end_by
 from maskcls.training.paths import increment_path
 from maskcls.training.run import (
     RunResult,
@@ -66,6 +67,7 @@ def train_group(
     begun goes on, the others start. `changes`: config values of this call, as of `resume`.
 
     Raises:
+        KeyboardInterrupt, SystemExit: a signal, also one that came too late to end a fold.
         MaskclsError: as `train` and `resume`.
         CheckpointError: not a group, or another config; the fold of another group that one starts
             from is not finished.
@@ -83,10 +85,12 @@ def train_group(
         say(f"{config.task}: fold {fold}, {fold + 1} of {config.folds}")
         if find_checkpoint(folder / "last.pt") is not None:
             results.append(resume(folder, here, say))
-            continue
-        if is_group(Path(config.weights)):
-            _require_start(Path(config.weights), fold)
-        results.append(train(fold_config(wanted, fold), say, folder))
+        else:
+            if is_group(Path(config.weights)):
+                _require_start(Path(config.weights), fold)
+            results.append(train(fold_config(wanted, fold), say, folder))
+        if results[-1].signal is not None:
+            end_by(results[-1].signal)
     return results
 
 

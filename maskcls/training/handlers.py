@@ -302,7 +302,8 @@ def setup_handlers(
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def stop_between_epochs(engine: Engine) -> None:
-        if engine.state.epoch < config.epochs and interruption.asked():
+        over = engine.state.epoch == config.epochs or engine.should_terminate
+        if not over and interruption.asked():
             idist.barrier()
             interruption.end()
 

@@ -49,13 +49,21 @@ class Interruption:
         return told > 0
 
     def end(self) -> NoReturn:
-        """Ends as the signal would have: `KeyboardInterrupt`, or `SystemExit` with the code of a
-        process that SIGTERM ends."""
-        if self.signal == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
+        """Ends as the signal would have; see `end_by`."""
+        end_by(self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.signal = self.signal is not None, number
         if again:
             self.end()
+
+
+def end_by(number: int | None) -> NoReturn:
+    """
+    Raises:
+        SystemExit: with the code of a process that SIGTERM ends.
+        KeyboardInterrupt: for any other signal.
+    """
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    raise KeyboardInterrupt

@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from maskcls.config import PEOPLE_FIELDS, PRESETS, TrainConfig, file_values, resolve
 from maskcls.folds import start_of
+from maskcls.labels import get_task
+from maskcls.training.run import class_weights
 from maskcls.weights import find_start, model_of
 
 
@@ -15,14 +19,10 @@ def choose_config(
     task: str,
     file: Mapping[str, Any],
     flags: Mapping[str, Any],
-    before: tuple[TrainConfig, Path] | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainConfig:
     """The config of a training: `file` and `flags` as of `maskcls.config.resolve`, on the preset
     that fits.
-
-    `before`: a training that has just ended, and its best checkpoint. A network that would start at
-    random starts from that instead, where it is the same network and the same people train.
 
     Raises:
         ConfigError: a value that does not fit.
@@ -30,10 +30,45 @@ def choose_config(
         CheckpointError: weights from a file that cannot be read.
     """
     config = _choose(task, file, flags, say)
-    if before is not None and _can_follow(config, before[0]):
-        config = resolve(task, "branch", file, {**flags, "weights": str(before[1])})
-        say(f"{task} starts from what {before[0].task} has learnt on the same people")
+    class_weights(config.class_weights, torch.ones(get_task(task).num_classes))  # its file
     return config
+
+
+def choose_configs(
+    file: Mapping[str, Any],
+    flags: Mapping[str, Mapping[str, Any]],
+    say: Callable[[str], None] = print,
+) -> list[TrainConfig]:
+    """As `choose_config`, of trainings one after the other: `flags` of each task, in their order.
+    All is checked before the first one's hour of training.
+
+    Raises:
+        MaskclsError: as `choose_config`.
+    """
+    configs = [choose_config(task, file, own, say) for task, own in flags.items()]
+    for config in configs[1:]:
+        follow(config, (configs[0], Path()), file, flags[config.task], lambda _: None)
+    return configs
+
+
+def follow(
+    config: TrainConfig,
+    before: tuple[TrainConfig, Path],
+    file: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+) -> TrainConfig:
+    """The config of a training that comes after another one, `before`: its config and its best
+    checkpoint. A network that would start at random starts from that instead, where it is the same
+    network and the same people train.
+
+    Raises:
+        ConfigError: a value that does not fit.
+    """
+    if not _can_follow(config, before[0]):
+        return config
+    say(f"{config.task} starts from what {before[0].task} has learnt on the same people")
+    return resolve(config.task, "branch", file, {**flags, "weights": str(before[1])})
 
 
 def _choose(

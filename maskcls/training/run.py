@@ -10,7 +10,7 @@ import dataclasses
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,14 +22,14 @@ import torch
 from ignite.handlers import Checkpoint, EMAHandler
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from maskcls.checkpoints import find_checkpoint, read_checkpoint
 from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, to_yaml
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
-from maskcls.data.loaders import Batch, EpochBatches, Share, training_loader, validation_loader
+from maskcls.data.loaders import EpochBatches, Share, training_loader, validation_loader
 from maskcls.data.mixing import Mixing
 from maskcls.data.splits import Split, encode_table, read_split, split_hash
 from maskcls.data.targets import (
@@ -66,7 +66,6 @@ from maskcls.models import (
 from maskcls.provenance import fingerprint
 from maskcls.training.calibration import ValidationCalibration, describe
 from maskcls.training.engines import (
-    Precision,
     create_evaluator,
     create_trainer,
     resolve_device,
@@ -98,6 +97,7 @@ class RunResult:
     epochs: int
     best_score: float  # macro F1 on the validation people
     unreadable: int  # pictures that were skipped
+    signal: int | None = None  # that came when it was too late to end this training
 
 
 def train(
@@ -133,8 +133,8 @@ def train(
     )
     session = _Session(config, data, device, say)
     if start is not None:
-        if config.fold is not None:
-            _refuse_seen(start, data.people)
+        session.seen = seen_by(start)
+        _tell_seen(start, session.seen, data.people, config.fold is not None, say)
         keep = config.model != "efficientnet_b3_init"
         fresh = apply_start(session.model, start, config.task, keep_classifier=keep)
         note = f"; new classifier ({', '.join(fresh)})" if fresh else ""
@@ -204,7 +204,8 @@ def resume(
     if missing:
         raise _no_state(folder, missing)
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
-    if _is_over(content, config):
+    over = _is_over(content, config)
+    if over and wanted.data_dir == config.data_dir and (folder / REPORT).is_file():
         say(f"{folder} is finished: {epoch} epochs; nothing to do")
         _tell_again(content["history"]["rows"], epoch_ended)
         return _result(content, folder, 0)
@@ -217,6 +218,12 @@ def resume(
             "Give the data of the run, or start a new one without --resume"
         )
     session = _Session(wanted, data, device, say)
+    if over:
+        say(f"{folder} is finished: {epoch} epochs")
+        _tell_again(content["history"]["rows"], epoch_ended)
+        session.finish(wanted, folder)
+        return _result(content, folder, len(data.dataset.unreadable))
+    session.seen = frozenset(content.get("seen", torch.empty(0)).tolist())
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
     return session.run(wanted, folder, content, epoch_ended=epoch_ended, interruption=interruption)
@@ -264,6 +271,7 @@ class _Session:
         device: torch.device,
         say: Callable[[str], None],
     ) -> None:
+        self.seen: frozenset[int] = frozenset()  # by the network that this one starts from
         self.task = get_task(config.task)
         self.data = data
         self.device = device
@@ -303,10 +311,7 @@ class _Session:
             TrackerError: a tracker cannot be opened.
         """
 
-        def busy() -> None:
-            raise TrainingError(f"{folder}: another process is training in it")
-
-        with locked(folder / ".lock", busy) if is_first() else nullcontext():
+        with _alone(folder) if is_first() else nullcontext():
             # Of a resumed run, too: where its data are now; and a folder that cannot be written is
             # told before the work.
             if is_first():
@@ -316,6 +321,23 @@ class _Session:
                 trackers.keep(folder)
             idist.barrier()  # the first has written all that the others may want to read
             return result
+
+    def finish(self, config: TrainConfig, folder: Path) -> None:
+        """Of a training that is over: notes where its data are now, and writes the report that
+        something prevented.
+
+        Raises:
+            TrainingError: another process trains into it.
+            TrackerError: a tracker cannot be opened.
+        """
+        if is_first():
+            with _alone(folder):
+                write_atomic(folder / "config.yaml", to_yaml(config).encode())
+                if not (folder / REPORT).is_file():
+                    with tracking(config, folder, self.say) as trackers:
+                        self._report(config, folder)
+                        trackers.keep(folder)
+        idist.barrier()
 
     def _run(
         self,
@@ -383,6 +405,7 @@ class _Session:
             scaler=scaler,
             share=share,
             clip_norm=config.clip_norm,
+            class_weights=self.class_weights,
             soft_targets=self._soft_targets(config),
             mixing=self._mixing(config) if _mixes(config) else None,
             say=self.say,
@@ -428,7 +451,7 @@ class _Session:
                     metrics=metrics,
                     calibration=calibration.found if calibration is not None else None,
                 ).to_json(),
-                "seen": _fingerprints(data),
+                "seen": torch.tensor(sorted(self.seen | _fingerprints(data)), dtype=torch.int64),
             },
             interruption=interruption,
             epoch_ended=epoch_ended,
@@ -452,32 +475,30 @@ class _Session:
         try:
             with interruption:
                 trainer.run(train_loader, max_epochs=config.epochs)
+                # Too late to end this training. A report takes seconds, and belongs to it.
+                if is_first():
+                    if calibration is not None:
+                        best = read_checkpoint(folder / "best.pt")["manifest"]
+                        self.say(f"{config.task}: {describe(Manifest.from_json(best))}")
+                    self._report(config, folder)
+                late = interruption.asked()
         except (KeyboardInterrupt, SystemExit):
             # Of a group, whoever trains it says so.
             if given is None and (folder / "last.pt").is_file() and not is_group(folder.parent):
                 self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
             raise
-        if is_first():
-            if calibration is not None:
-                best = read_checkpoint(folder / "best.pt")["manifest"]
-                self.say(f"{config.task}: {describe(Manifest.from_json(best))}")
-            loader = validation_loader(data.val, config.batch_size * 2)
-            self._report(config, folder, loader, precision)
         return _result(
             {name: state.state_dict() for name, state in states.items()},
             folder,
             len(data.dataset.unreadable),
+            interruption.signal if late else None,
         )
 
-    def _report(
-        self,
-        config: TrainConfig,
-        folder: Path,
-        val_loader: DataLoader[Batch],
-        precision: Precision,
-    ) -> None:
+    def _report(self, config: TrainConfig, folder: Path) -> None:
+        loader = validation_loader(self.data.val, config.batch_size * 2)
+        precision = resolve_precision(config.precision, self.device)
         try:
-            report_run(folder, config, val_loader, self.device, precision)
+            report_run(folder, config, loader, self.device, precision)
         except Exception as error:  # whatever it is: the training is done, and must not fail of it
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.say(f"warning: {folder / REPORT} was not written: {reason}")
@@ -587,12 +608,11 @@ def _load_data(config: TrainConfig, say: Callable[[str], None]) -> _Data:
     return _Data(dataset, pictures, validation, people, table, fixes, tuple(left_out))
 
 
-def _fingerprints(data: _Data) -> Tensor:
-    """Who and what was trained on, so that a score on them is noticed: sorted int64."""
+def _fingerprints(data: _Data) -> frozenset[int]:
+    """Who and what is trained on, so that a score on them is noticed."""
     people = {fingerprint(person) for person in data.people.train}
     paths = [str(data.dataset.paths[index]) for index in data.train.indices]
-    pictures = {fingerprint(data.dataset.digests[path]) for path in paths}
-    return torch.tensor(sorted(people | pictures), dtype=torch.int64)
+    return frozenset(people | {fingerprint(data.dataset.digests[path]) for path in paths})
 
 
 def _restore(states: Mapping[str, Any], content: Mapping[str, Any], folder: Path) -> None:
@@ -626,24 +646,46 @@ def _is_over(content: Mapping[str, Any], config: TrainConfig) -> bool:
     )
 
 
-def _refuse_seen(start: Path, people: Split) -> None:
-    """
+def _tell_seen(
+    start: Path, seen: frozenset[int], people: Split, is_fold: bool, say: Callable[[str], None]
+) -> None:
+    """Warns of a start that has seen people who validate here.
+
     Raises:
-        WeightsError: a network that has seen people who validate here.
+        WeightsError: of a fold, whose score is to be out of fold.
     """
-    seen = seen_by(start)
     known = sorted(person for person in people.val if fingerprint(person) in seen)
-    if known:
+    if not known:
+        return
+    found = (
+        f"{start}: was trained on {len(known)} of the {len(people.val)} people who validate here, "
+        f"first: {known[0]}"
+    )
+    if is_fold:
         raise WeightsError(
-            f"{start}: was trained on {len(known)} of the {len(people.val)} people who validate "
-            f"this fold, first: {known[0]}; start from a network that has not seen them, or with "
-            "--weights none"
+            f"{found}; start from a network that has not seen them, or with --weights none"
         )
+    say(f"warning: {found}. The score will flatter; the same --seed and --val-ratio may help")
 
 
-def _result(states: Mapping[str, Any], folder: Path, unreadable: int) -> RunResult:
+def _result(
+    states: Mapping[str, Any], folder: Path, unreadable: int, signal: int | None = None
+) -> RunResult:
     scores = [row["macro_f1"] for row in states["history"]["rows"]]
-    return RunResult(folder, len(scores), max(scores), unreadable)
+    return RunResult(folder, len(scores), max(scores), unreadable, signal)
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Holds a run folder's lock.
+
+    Raises (when it is entered):
+        TrainingError: another process has it.
+    """
+
+    def busy() -> None:
+        raise TrainingError(f"{folder}: another process is training in it")
+
+    return locked(folder / ".lock", busy)
 
 
 def refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from maskcls.errors import CheckpointError
 from maskcls.files import write_atomic
 from maskcls.images import FORMATS, MAX_PIXELS
 from maskcls.labels import ATTRIBUTES
-from maskcls.manifest import ENSEMBLE, Manifest, OnnxManifest, ensemble_members
+from maskcls.manifest import Manifest, OnnxManifest, networks_within
 from maskcls.runtime.session import OnnxFile, read_onnx
 from maskcls.web.vendor import read_vendored
 
@@ -100,7 +100,7 @@ def _title(network: Manifest) -> str:
 
 def _about(network: Manifest) -> str:
     spec = network.preprocess
-    members = ensemble_members(network) if network.model == ENSEMBLE else [network]
+    members = networks_within(network)
     models = ", ".join(dict.fromkeys(member.model for member in members))
     parts = [models if len(members) == 1 else f"the mean of {len(members)} networks, {models}"]
     parts.append(f"{spec.height} × {spec.width} pixels (height × width)")

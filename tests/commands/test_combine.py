@@ -140,6 +140,9 @@ def test_an_ensemble_labels_alike_through_onnx(
     card = (out / CARD_FILE).read_text("utf-8")
     assert "on people of the training, because nobody was new to all of its networks" in card
     assert "the scores flatter" in card and "chose the epoch" not in card
+    # What its members do, which the ensemble itself does not.
+    assert f"| the mean of {FOLDS}: base | 32x32 | picture and mirror image |" in card
+    assert "not calibrated" not in card
     tables = []
     for name, model in (("torch", ensembles), ("onnx", out / "maskcls.onnx")):
         table = tmp_path / f"{name}.csv"

@@ -127,6 +127,46 @@ def test_a_folder_of_runs_and_an_unreadable_picture(
     assert json.loads((tmp_path / "a.json").read_text("utf-8"))["count"] == 34
 
 
+def test_pictures_that_all_became_unreadable(
+    data: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    validating = people_of(read_split(runs[0] / "split.csv"), "val")
+    pictures = [path for name in validating for path in (data / "images" / name).iterdir()]
+    contents = {path: path.read_bytes() for path in pictures}
+    try:
+        for path in pictures:
+            path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+        line = fails([str(runs[0]), str(runs[1])], capsys)
+    finally:
+        for path, content in contents.items():
+            path.write_bytes(content)
+    assert line == "error: none of the 35 pictures of their people can be read"
+
+
+def test_people_who_are_not_as_they_were(
+    data: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = sorted(people_of(read_split(runs[0] / "split.csv"), "val"))[0]
+    picture = next((data / "images" / person).iterdir())
+    away = picture.rename(data / picture.name)
+    try:
+        line = fails([str(runs[0]), str(runs[1])], capsys)
+    finally:
+        away.rename(picture)
+    assert f"1 people of {runs[0] / 'best.pt'} are gone, or have other labels or pictures" in line
+    assert f"first: {person};" in line
+    table = data / "train.csv"
+    before = table.read_bytes()
+    try:
+        text = before.decode()
+        [row] = [row for row in text.splitlines() if row.endswith(person)]
+        other = row.replace("female", "man").replace("male", "female").replace("man", "male")
+        table.write_text(text.replace(row, other), "utf-8")
+        assert "other labels" in fails([str(runs[0]), str(runs[1])], capsys)
+    finally:
+        table.write_bytes(before)
+
+
 def test_what_cannot_be_scored(
     data: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -123,7 +124,7 @@ def test_a_start_that_has_seen_who_validates_is_refused(
     start = groups[0] / "fold1" / "best.pt"
     argv = [*options(data, tmp_path / "models"), "--task", "age", "--weights", str(start)]
     line = fails(train.main, argv, capsys)  # fold 0 validates whom fold 1's network has seen
-    assert f"{start}: was trained on 5 of the 5 people who validate this fold" in line
+    assert f"{start}: was trained on 5 of the 5 people who validate here, first: " in line
     assert not (tmp_path / "models" / "age").exists()  # nothing is left behind
     assert train.main([*argv, "--fold", "1"]) == 0
 
@@ -179,6 +180,35 @@ def test_a_killed_group_goes_on(
         assert all(torch.equal(one[key], other[key]) for key in one)
     own, reference = (table_of(path) for path in (group, groups[0]))
     assert own == reference
+
+
+def test_a_signal_at_the_end_of_a_fold_begins_no_other(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: object) -> Figure:  # after the last step of the only epoch
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Figure((1, 1), dpi=8)
+
+    monkeypatch.setattr(handlers, "confusion_figure", draw)
+    with pytest.raises(SystemExit) as ended:
+        train.main([*options(data, tmp_path), "--task", "age"])
+    assert ended.value.code == 143
+    group = tmp_path / "age" / "folds"
+    assert (group / "fold0" / "report.html").is_file() and not (group / "fold1").exists()
+    assert f"go on with: maskcls-train --resume {group}" in capsys.readouterr().out
+
+
+def test_a_group_whose_data_have_moved_is_scored(
+    data: Path, groups: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, moved = tmp_path / "folds", tmp_path / "moved"
+    shutil.copytree(groups[0], group)
+    shutil.copytree(data, moved)
+    (group / "oof.csv").unlink()
+    assert train.main(["--resume", str(group), "--data-dir", str(moved)]) == 0
+    assert {row["data_dir"] for row in table_of(group)} == {str(moved)}
+    for one, other in zip(table_of(group), table_of(groups[0]), strict=True):
+        assert one == other | {"data_dir": str(moved)}
 
 
 def test_a_fold_waits_for_the_one_that_it_starts_from(

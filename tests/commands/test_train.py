@@ -27,7 +27,8 @@ from maskcls.commands import train as command
 from maskcls.commands.train import main
 from maskcls.config import PRESETS, read_yaml
 from maskcls.data.sample import ensure_sample, make_sample
-from maskcls.models import load_model
+from maskcls.errors import ConfigError
+from maskcls.models import create_model, load_model
 from maskcls.training import handlers
 
 ROOT = Path(maskcls.__file__).parents[1]
@@ -165,6 +166,50 @@ def test_both_branches_with_sections_and_flags(
     )
     assert (age["criterion"], age["lr"], age["augmentation"]) == ("focal", 3e-3, "RandAugmentation")
     assert (other["criterion"], other["augmentation"]) == ("label_smoothing", "BaseAugmentation")
+
+
+def test_all_is_checked_before_the_first_training(
+    place: Path, data: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*small, "--data-dir", str(data), "--task", "all"]
+    torch.save(create_model("base", 6, (32, 32)).state_dict(), place / "start.pt")
+    start = ["--weights", str(place / "start.pt")]
+    line = fails([*argv, *start, "--age-loss", "ordinal"], capsys, 2)
+    assert "age_loss ordinal" in line  # which fits the preset from scratch alone
+    line = fails([*argv, "--class-weights", "weights.txt"], capsys, 2)
+    assert "class_weights 'weights.txt': neither" in line
+    file = place / "own.yaml"
+    values = yaml.safe_load(Path(small[1]).read_text()) | {"age": {"weights": "nowhere.pt"}}
+    file.write_text(yaml.safe_dump(values))
+    argv = ["--config", str(file), "--data-dir", str(data), "--task", "all"]
+    assert "nowhere.pt" in fails(argv, capsys, 2)
+    assert not (place / "runs").exists()
+    # What fits these weights alone is no mistake.
+    flags = {"weights": "imagenet", "border_ages": "soften"}
+    assert command.check_values("age", {}, flags, None).soften_age == 0
+    assert command.check_values("age", {}, flags | {"weights": "auto"}, None).soften_age == 0
+    with pytest.raises(ConfigError, match="border_ages soften"):
+        command.check_values("age", {}, flags | {"weights": "none"}, None)
+
+
+def test_a_signal_too_late_for_one_network_begins_no_other(
+    place: Path,
+    data: Path,
+    small: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def draw(*_: object) -> Figure:  # after the last step of the only epoch
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Figure((1, 1), dpi=8)
+
+    monkeypatch.setattr(handlers, "confusion_figure", draw)
+    with pytest.raises(SystemExit) as ended:
+        main([*small, "--data-dir", str(data), "--task", "all"])
+    assert ended.value.code == 143
+    assert "interrupted; age was not begun" in capsys.readouterr().out
+    assert (place / "runs/mask_gender/exp/report.html").is_file()
+    assert not (place / "runs/age").exists()
 
 
 def test_variables_stand_for_the_folders(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from maskcls.errors import ExportError
 from maskcls.images import read_image
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.manifest import Manifest
+from maskcls.onnx import exporter
 from maskcls.onnx.card import CARD_FILE
 from maskcls.onnx.exporter import export
 from maskcls.provenance import fingerprint
@@ -147,3 +149,36 @@ def test_a_card_of_an_earlier_export_goes(runs: list[Path], tmp_path: Path) -> N
     with pytest.raises(ExportError):
         export(runs, out, max_f1_drop=-2.0, say=quiet)
     assert not (out / CARD_FILE).exists()
+
+
+def test_what_an_earlier_export_fused_does_not_pass_for_this_one(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "onnx"
+    export(runs, out, triton=True, say=quiet)
+    [served] = out.glob("model_repository/*/*/model.onnx")
+    export(runs[1:], out, say=quiet)
+    assert not (out / "maskcls.onnx").exists() and not served.exists()
+    assert (out / "age.onnx").is_file() and (out / "mask_gender.onnx").is_file()
+    export(runs, out, say=quiet)
+    with pytest.raises(ExportError):
+        export(runs[1:], out, max_f1_drop=-2.0, say=quiet)
+    assert sorted(path.name for path in out.glob("*.*")) == ["mask_gender.onnx", "parity.json"]
+
+
+def test_a_verdict_is_the_last_to_be_written(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "onnx"
+    export(runs, out, say=quiet)
+    real = exporter.onnx.save
+
+    def full(proto: object, path: Path) -> None:
+        if "age" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(proto, path)
+
+    monkeypatch.setattr(exporter.onnx, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(runs, out, say=quiet)
+    assert not (out / "parity.json").exists() and not (out / CARD_FILE).exists()

@@ -114,6 +114,21 @@ def test_parts_of_a_batch_add_up_to_the_batch(parts: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_parts_of_a_weighted_batch_add_up_to_the_batch() -> None:
+    weights = torch.tensor([0.2, 1.0, 5.0])
+    rows = [[0, 0, 0, 0, 2, 1], [2, 2, 2, 1, 1, 1]]  # parts of one class, where weights cancel out
+    data = [
+        (pixels, torch.tensor(row), torch.arange(6))
+        for (pixels, *_), row in zip(batches(12, 6), rows, strict=True)
+    ]
+    whole, split = network(), network()
+    for model, share in ((whole, Share()), (split, Share(parts=3))):
+        criterion = nn.CrossEntropyLoss(weights)
+        trainer_of(model, criterion, share=share, class_weights=weights).run(data, max_epochs=2)
+    for one, other in zip(whole.parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 class Small(nn.Module):
     """A network on a machine with memory for so many pictures at a time."""
 

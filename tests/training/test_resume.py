@@ -13,9 +13,13 @@ from matplotlib.figure import Figure
 
 from maskcls.checkpoints import read_checkpoint
 from maskcls.config import resolve
+from maskcls.data.runs import people_of_run
 from maskcls.data.sample import make_sample
+from maskcls.data.splits import people_of, read_split
 from maskcls.errors import CheckpointError, ConfigError, TrainingError
 from maskcls.files import locked
+from maskcls.manifest import Manifest
+from maskcls.provenance import fingerprint
 from maskcls.training import RunResult, handlers, resume, train
 from tests.training import small
 
@@ -186,6 +190,62 @@ def test_a_finished_run_is_left_as_it_is(whole: Callable[[str], Path], case: str
     assert said == [f"{folder} is finished: 3 epochs; nothing to do"]
     assert result.epochs == 3
     assert bytes_of(folder) == before
+
+
+def test_a_finished_run_gets_the_report_that_it_lacks(
+    whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "exp"
+    shutil.copytree(whole("early"), folder)
+    report = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    before = {name: content for name, (content, _) in bytes_of(folder).items()}
+    said: list[str] = []
+    assert resume(folder, say=said.append).epochs == 3
+    assert said == [f"{folder} is finished: 3 epochs"]
+    assert len((folder / "report.html").read_bytes()) == pytest.approx(len(report), rel=0.05)
+    after = {name: content for name, (content, _) in bytes_of(folder).items()}
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_finished_run_learns_where_its_data_are_now(
+    data: Path, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, moved = tmp_path / "exp", tmp_path / "moved"
+    shutil.copytree(whole("ema"), folder)
+    shutil.copytree(data / "train", moved)
+    manifest = Manifest.from_json(read_checkpoint(folder / "best.pt")["manifest"])
+
+    def pictures() -> set[Path]:
+        people = people_of_run(folder / "best.pt", manifest, "val")
+        return {picture.path for person in people for picture in person.pictures}
+
+    assert pictures() and all(path.is_relative_to(data) for path in pictures())
+    resume(folder, {"data_dir": (str(moved),)}, say=lambda _: None)
+    assert pictures() and all(path.is_relative_to(moved) for path in pictures())
+    shutil.rmtree(next((moved / "images").iterdir()))
+    with pytest.raises(CheckpointError, match="other data than"):
+        resume(folder, {"data_dir": (str(moved / "images"),)}, say=lambda _: None)
+
+
+def test_a_resumed_run_remembers_whom_its_start_has_seen(
+    data: Path, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    start = whole("ema") / "best.pt"
+    known = set(read_checkpoint(start)["seen"].tolist())
+    folder = interrupt(data, tmp_path, STEPS + 2, epochs=2, seed=7, weights=str(start))
+    resume(folder, say=lambda _: None)
+    validating = people_of(read_split(folder / "split.csv"), "val")
+    both = {fingerprint(person) for person in validating} & known
+    assert both  # seen by the start alone, which is told
+    flags = flags_of(data, tmp_path, epochs=1, seed=7, weights=str(start))
+    said: list[str] = []
+    train(resolve("age", "scratch", flags=flags), said.append)
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    assert f"{start}: was trained on {len(both)} of the {len(validating)} people" in warning
+    for name in ("best.pt", "last.pt"):
+        seen = set(read_checkpoint(folder / name)["seen"].tolist())
+        assert known < seen
 
 
 @pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
