@@ -48,8 +48,8 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
     A row whose file is missing is still listed: labelling reports it.
 
     Raises:
-        DataError: no such file or folder, no pictures in it, a table without the column, an ImageID
-            that stands twice.
+        DataError: no such file or folder, a folder below that cannot be read, no pictures in it, a
+            table without the column, an ImageID that stands twice.
     """
     if images.is_file():
         if info is not None:
@@ -68,9 +68,17 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All pictures below, sorted; hidden names are passed over, links to folders not followed."""
+    """All pictures below, sorted; hidden names are passed over, links to folders not followed.
+
+    Raises:
+        DataError: a folder that cannot be read; its pictures would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror or error}") from None
+
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(parent, name) for name in files if not name.startswith(".") and is_image_file(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import unicodedata
@@ -149,6 +150,24 @@ def test_lists_that_cannot_be_used(tmp_path: Path, content: bytes, message: str)
     with pytest.raises(DataError, match=message) as caught:
         list_pictures(table)
     assert str(table) in str(caught.value)
+
+
+def test_a_folder_below_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.jpg", "closed/b.jpg", ".closed/c.jpg")
+    real = os.scandir
+
+    def scandir(path: str) -> object:  # root is not stopped by a folder's mode
+        if os.path.basename(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'closed'}: Permission denied")):
+        list_pictures(tmp_path)
+    (tmp_path / "closed").rename(tmp_path / ".not closed")
+    assert ids(list_pictures(tmp_path)) == ["a.jpg"]
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
