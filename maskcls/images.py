@@ -139,12 +139,19 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    key = image.info.get("transparency")  # a PNG without alpha may name a colour that is none
     if image.mode == "RGB":
-        return image
+        if not isinstance(key, tuple):
+            return image
+        if max(key) > 255:  # of 16 bits, of which Pillow has kept the upper 8
+            image.info["transparency"] = tuple(level >> 8 for level in key)
     if image.mode.startswith("I"):
         # 16-bit grey: convert("RGB") would clip everything above 255 to white.
         grey = np.asarray(image, dtype=np.uint32)
-        return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8), "L").convert("RGB")
+        levels = (grey.clip(0, 65535) // 257).astype(np.uint8)
+        if isinstance(key, int):
+            levels[grey == key] = 255  # on white, as below
+        return Image.fromarray(levels, "L").convert("RGB")
     if image.has_transparency_data:
         # On white, as a browser would show it; dropping alpha reveals whatever colour lay hidden.
         layered = image.convert("RGBA")

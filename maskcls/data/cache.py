@@ -25,7 +25,7 @@ from maskcls.files import locked, write_atomic
 from maskcls.images import content_digest, decode, read_bytes
 from maskcls.preprocessing import PreprocessSpec
 
-_VERSION = 1  # of decoding and resizing; raised when the same picture would give other pixels
+_VERSION = 2  # of decoding and resizing; raised when the same picture would give other pixels
 _T = TypeVar("_T")
 
 
