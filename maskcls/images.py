@@ -63,6 +63,7 @@ def decode(content: bytes, name: str | Path) -> Image.Image:
 
     Raises:
         PictureError: no known format, damaged, truncated, or larger than `MAX_PIXELS`.
+        MemoryError: there is no room for its pixels.
     """
     try:
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -70,6 +71,8 @@ def decode(content: bytes, name: str | Path) -> Image.Image:
         raise PictureError(
             f"{name}: not a picture in a known format ({', '.join(FORMATS)})"
         ) from None
+    except MemoryError:  # see `to_upright`
+        raise MemoryError(f"{name}: out of memory") from None
     except Exception as error:  # see `to_upright`
         raise PictureError(f"{name}: cannot be decoded: {error}") from error
     with opened:
@@ -81,6 +84,7 @@ def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
 
     Raises:
         PictureError: damaged, truncated, empty, or larger than `MAX_PIXELS`.
+        MemoryError: there is no room for its pixels.
     """
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -93,6 +97,8 @@ def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
     try:
         image.load()  # all of it: verify() lets truncated files pass
         return _to_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:  # the machine's fault: the picture may be a good one
+        raise MemoryError(f"{name}: out of memory") from None
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ... on
         # damaged files; for the caller they all mean the same.

@@ -212,6 +212,21 @@ def test_bombs_are_refused(side: int) -> None:
         decode(bomb(side), "bomb.png")
 
 
+@pytest.mark.parametrize("step", ["open", "alpha_composite"])
+def test_too_little_memory_is_no_fault_of_the_picture(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(Image.fromarray(PIXELS).convert("RGBA"), "PNG")
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, step, fail)
+    for read in (decode, decode_pixels):
+        with pytest.raises(MemoryError, match=r"^a\.png: out of memory$"):
+            read(content, "a.png")
+
+
 @pytest.mark.parametrize("content", [b"", b"\0", b"hello", b"%PDF-1.4 ...", b"\xff\xd8\xff\xe0"])
 def test_no_picture(content: bytes) -> None:
     with pytest.raises(PictureError, match=r"a\.jpg"):

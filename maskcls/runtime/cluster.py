@@ -304,8 +304,8 @@ class _Labeller:
         failure = ""
         try:
             self._write(int(batch["number"][0]), pictures)
-        except (MaskclsError, OSError) as error:  # anything else goes to Ray
-            failure = f"{error} (on {platform.node()})"
+        except (MaskclsError, OSError, MemoryError) as error:  # anything else goes to Ray
+            failure = f"{str(error) or 'out of memory'} (on {platform.node()})"
         return {"pictures": [len(pictures)], "failure": [failure]}
 
     def _write(self, number: int, pictures: Pictures) -> None:

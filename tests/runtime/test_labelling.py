@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import itertools
 import json
 import shutil
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -365,6 +367,24 @@ def test_output_is_untouched_when_labelling_fails(
     with pytest.raises(RuntimeError, match="out of memory"):
         inference(Failing(lanes=lanes), list_pictures(folder), out, batch_size=4)
     assert [path.read_text() for path in out.parent.iterdir()] == ([before] if before else [])
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_too_little_memory_for_a_picture_is_no_error_of_it(
+    folder: Path, out: Path, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = list_pictures(folder)
+    real = Image.open
+
+    def fail(content: io.BytesIO, **options: Any) -> Image.Image:
+        if content.getvalue() == sources[9].path.read_bytes():
+            raise MemoryError
+        return real(content, **options)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError, match=f"{sources[9].image_id}: out of memory"):
+        inference(PixelClassifier(lanes=lanes), sources, out, batch_size=4)
+    assert list(out.parent.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
