@@ -39,6 +39,7 @@ ROWS = 64
 """Of a Parquet table in memory at a time."""
 CUT = "the tar file ends in the middle of it"
 DAMAGED = "from this byte on the tar file is damaged and not read"
+NO_END = "the tar file ends here without a mark of its end: what followed is missing"
 
 
 class PackedFile(ABC):
@@ -98,15 +99,14 @@ class TarPictures(PackedFile):
                     name = Path(member.name)
                     picture = is_image_file(name) and not name.name.startswith(".")
                     if picture and not member.isdir():
-                        yield (
-                            archive,
-                            member,
-                            "the tar file ends in the middle of it" if cut else "",
-                        )
-            # tarfile takes a damaged entry for the end; the end is a block of zeros.
+                        yield archive, member, CUT if cut else ""
+            # tarfile takes a damaged entry, or none at all, for the end; it is a block of zeros.
             file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0") or (cut and not picture):
+            end = file.read(tarfile.BLOCKSIZE)
+            if end.strip(b"\0"):
                 yield archive, tarfile.TarInfo(f"@{archive.offset}"), DAMAGED
+            elif len(end) < tarfile.BLOCKSIZE and not (cut and picture):  # or it is said already
+                yield archive, tarfile.TarInfo(f"@{archive.offset}"), NO_END
 
 
 class ParquetPictures(PackedFile):
