@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -430,6 +431,24 @@ def test_a_job_that_goes_on_ends_with_the_same_bytes(
     assert len(classifier.batches) == 6 - batches // 2 * 2  # finished parts are not done again
     assert broken.read_bytes() == whole.read_bytes()
     assert not parts_path(broken).exists()
+
+
+def test_a_strict_job_does_not_go_on_after_bad_pictures(
+    folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "PART", 8)
+    sources = list_pictures(folder)
+    for index in (2, 5, 20):
+        sources[index].path.write_bytes(b"bad")
+    with pytest.raises(KeyboardInterrupt):
+        inference(Killed(3), sources, out, batch_size=4)
+    classifier = PixelClassifier()
+    with pytest.raises(PictureError, match=re.escape(str(sources[2].path))):
+        inference(classifier, sources, out, batch_size=4, strict=True, resume=True)
+    assert classifier.batches == []
+    assert not out.exists()
+    inference(classifier, sources, out, batch_size=4, resume=True)  # what was done is still there
+    assert sum(classifier.batches) == COUNT - 8 - 1
 
 
 def test_a_full_disk_leaves_parts_to_go_on_from(
