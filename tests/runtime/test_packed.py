@@ -259,6 +259,16 @@ def test_parquet_that_cannot_be_opened(
     assert "other.parquet: no column of bytes, and none named ImageID or path" in line
     write_parquet("twice.parquet", {"path": ["a.png", "b.png", "a.png"]})
     assert "twice.parquet: 'a.png' stands twice" in fails(argv, "twice.parquet", capsys)
+    (place / "twice").mkdir()
+    for name, column in (("a", ["1", "2"]), ("b", [3, 2])):
+        write_parquet(f"twice/{name}.parquet", {"ImageID": column, "image": [b"x", b"x"]})
+    line = fails(argv, "twice", capsys)
+    assert f"{Path('twice/b.parquet')}: '2' stands in a.parquet, too" in line
+    import pyarrow
+
+    odd = pyarrow.array([b"a.png", b"\xe9.png"]).view(pyarrow.string())
+    write_parquet("odd.parquet", {"path": odd})
+    assert "odd.parquet: path is not UTF-8 text" in fails(argv, "odd.parquet", capsys)
     write_parquet("none.parquet", {"path": []})
     assert "none.parquet: no pictures in it" in fails(argv, "none.parquet", capsys)
     (place / "bad.parquet").write_bytes(b"PAR1 and no more")
