@@ -63,6 +63,7 @@ def decode(content: bytes, name: str | Path) -> Image.Image:
 
     Raises:
         PictureError: no known format, damaged, truncated, or larger than `MAX_PIXELS`.
+        MemoryError: there is no room for its pixels.
     """
     try:
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -70,6 +71,8 @@ def decode(content: bytes, name: str | Path) -> Image.Image:
         raise PictureError(
             f"{name}: not a picture in a known format ({', '.join(FORMATS)})"
         ) from None
+    except MemoryError:  # see `to_upright`
+        raise MemoryError(f"{name}: out of memory") from None
     except Exception as error:  # see `to_upright`
         raise PictureError(f"{name}: cannot be decoded: {error}") from error
     with opened:
@@ -81,6 +84,7 @@ def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
 
     Raises:
         PictureError: damaged, truncated, empty, or larger than `MAX_PIXELS`.
+        MemoryError: there is no room for its pixels.
     """
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -93,6 +97,8 @@ def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
     try:
         image.load()  # all of it: verify() lets truncated files pass
         return _to_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:  # the machine's fault: the picture may be a good one
+        raise MemoryError(f"{name}: out of memory") from None
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ... on
         # damaged files; for the caller they all mean the same.
@@ -139,12 +145,19 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    key = image.info.get("transparency")  # a PNG without alpha may name a colour that is none
     if image.mode == "RGB":
-        return image
+        if not isinstance(key, tuple):
+            return image
+        if max(key) > 255:  # of 16 bits, of which Pillow has kept the upper 8
+            image.info["transparency"] = tuple(level >> 8 for level in key)
     if image.mode.startswith("I"):
         # 16-bit grey: convert("RGB") would clip everything above 255 to white.
         grey = np.asarray(image, dtype=np.uint32)
-        return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8), "L").convert("RGB")
+        levels = (grey.clip(0, 65535) // 257).astype(np.uint8)
+        if isinstance(key, int):
+            levels[grey == key] = 255  # on white, as below
+        return Image.fromarray(levels, "L").convert("RGB")
     if image.has_transparency_data:
         # On white, as a browser would show it; dropping alpha reveals whatever colour lay hidden.
         layered = image.convert("RGBA")

@@ -143,6 +143,35 @@ def test_palette_with_a_transparent_colour() -> None:
     assert (pixels[np.asarray(image) == 3] == 255).all()
 
 
+def test_a_colour_that_is_transparent() -> None:
+    """The PNG has no alpha: a chunk of its own says so."""
+    pixels = PIXELS.copy()
+    pixels[3, 5] = pixels[7, 9] = 0, 255, 0
+    expected = pixels.copy()
+    expected[3, 5] = expected[7, 9] = 255
+    image = Image.fromarray(pixels)
+    assert np.array_equal(decoded(encoded(image, "PNG", transparency=(0, 255, 0))), expected)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 3
+    turned = decoded(encoded(image, "PNG", transparency=(0, 255, 0), exif=exif))
+    assert np.array_equal(turned, expected[::-1, ::-1])
+
+
+def test_a_grey_level_that_is_transparent() -> None:
+    levels = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    pixels = decoded(encoded(Image.fromarray(levels), "PNG", transparency=257))
+    assert pixels[0, :, 0].tolist() == [0, 255, 127, 255]
+    levels = np.array([[0, 7, 128, 255]], dtype=np.uint8)
+    pixels = decoded(encoded(Image.fromarray(levels), "PNG", transparency=128))
+    assert pixels[0, :, 0].tolist() == [0, 7, 255, 255]
+
+
+def test_a_16_bit_colour_that_is_transparent() -> None:
+    colours = np.array([[0x1234, 0x5678, 0x9ABC], [0x3412, 0x7856, 0xBC9A]], dtype=">u2")
+    content = png(2, 1, 16, 2, b"\0" + colours.tobytes(), tRNS=colours[0].tobytes())
+    assert decoded(content).tolist() == [[[255, 255, 255], [0x34, 0x78, 0xBC]]]
+
+
 def test_cmyk() -> None:
     grey = Image.new("RGB", (16, 16), (200, 100, 50))
     pixels = decoded(encoded(grey.convert("CMYK"), "JPEG", quality=95))
@@ -159,25 +188,43 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
     assert decoded(encoded(Image.fromarray(levels), "PNG"))[0, :, 0].tolist() == [0, 1, 127, 255]
 
 
-def bomb(side: int) -> bytes:
-    """A PNG that claims side × side pixels and holds hardly any."""
+def png(width: int, height: int, bits: int, kind: int, rows: bytes, **more: bytes) -> bytes:
+    """A PNG of any header and rows; `more`: chunks before these."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
         return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         )
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    data = zlib.compress(b"\0" * 1000)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    chunks = {"IHDR": header, **more, "IDAT": zlib.compress(rows), "IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(n.encode(), d) for n, d in chunks.items())
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that claims side × side pixels and holds hardly any."""
+    return png(side, side, 8, 0, b"\0" * 1000)
 
 
 @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 12_000, 30_000])
 def test_bombs_are_refused(side: int) -> None:
     with pytest.raises(PictureError, match=r"bomb\.png.*pixels"):
         decode(bomb(side), "bomb.png")
+
+
+@pytest.mark.parametrize("step", ["open", "alpha_composite"])
+def test_too_little_memory_is_no_fault_of_the_picture(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(Image.fromarray(PIXELS).convert("RGBA"), "PNG")
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, step, fail)
+    for read in (decode, decode_pixels):
+        with pytest.raises(MemoryError, match=r"^a\.png: out of memory$"):
+            read(content, "a.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"hello", b"%PDF-1.4 ...", b"\xff\xd8\xff\xe0"])

@@ -91,6 +91,8 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
             if not _stdout_is_closed():
                 raise  # some other pipe, of a worker process for one: not the reader's choice
             return 141
+        except MemoryError as error:  # without words where Python itself has none left
+            return _fail(f"{str(error) or 'out of memory'}; free some and run again", 1)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 where = f" while writing {error.filename}" if error.filename is not None else ""

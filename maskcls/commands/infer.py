@@ -246,8 +246,13 @@ def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path
 
 
 def _merge(args: argparse.Namespace) -> int:
-    given = {"--model": args.model, "--images": args.images, "--shard": args.shard}
-    if wrong := [option for option, value in given.items() if value is not None]:
+    plain = build_parser().parse_args([])
+    wrong = [
+        "--" + name.replace("_", "-")
+        for name, value in vars(args).items()
+        if name not in ("merge", "out") and value != getattr(plain, name)
+    ]
+    if wrong:
         raise ConfigError(f"--merge labels nothing: leave {' and '.join(wrong)} out")
 
     from maskcls.runtime import merge

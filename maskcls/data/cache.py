@@ -25,7 +25,7 @@ from maskcls.files import locked, write_atomic
 from maskcls.images import content_digest, decode, read_bytes
 from maskcls.preprocessing import PreprocessSpec
 
-_VERSION = 1  # of decoding and resizing; raised when the same picture would give other pixels
+_VERSION = 2  # of decoding and resizing; raised when the same picture would give other pixels
 _T = TypeVar("_T")
 
 
@@ -52,7 +52,8 @@ def open_cache(
     size before anything is written.
 
     Raises:
-        DataError: the disk has no room for the cache, or the folder cannot be written.
+        DataError: the disk has no room for the cache, the folder cannot be written, or a picture
+            changed or went away while it was filled.
     """
     with ThreadPoolExecutor(workers) as pool:
         digests = tuple(_progress(pool.map(_digest, paths), len(paths), "reading pictures"))
@@ -64,7 +65,7 @@ def open_cache(
             # Of two processes one decodes, and the other waits for what it needs as well.
             with locked(folder / f"{name}.lock", lambda: say(f"waiting for {file} to be filled")):
                 if not _complete(file, notes, shape):
-                    _decode_all(paths, spec, file, notes, workers, say)
+                    _decode_all(paths, digests, spec, file, notes, workers, say)
         return PixelCache(np.load(file, mmap_mode="r"), digests, _read_notes(notes))
     except OSError as error:
         raise DataError(
@@ -74,6 +75,7 @@ def open_cache(
 
 def _decode_all(
     paths: Sequence[Path],
+    digests: Sequence[str],
     spec: PreprocessSpec,
     file: Path,
     notes: Path,
@@ -97,11 +99,17 @@ def _decode_all(
         errors: dict[str, str] = {}
 
         def fill(index: int) -> None:
+            digest = ""
             try:
                 content = read_bytes(paths[index])
+                digest = content_digest(content)
                 pixels[index] = spec.resize(decode(content, paths[index]))
             except PictureError as error:
                 errors[str(index)] = str(error)
+            if digest != digests[index]:
+                # The file's name is of what was read first: this would be kept as that for ever.
+                reason = errors.get(str(index), f"{paths[index]}: its content has changed")
+                raise DataError(f"{reason}, after it was read once; run again")
 
         with ThreadPoolExecutor(workers) as pool:
             for _ in _progress(pool.map(fill, range(len(paths))), len(paths), "decoding"):

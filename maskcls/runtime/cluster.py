@@ -40,6 +40,7 @@ from maskcls.runtime.labelling import (
     labelled_batches,
     nothing_to_read,
     part_size,
+    refuse_errors,
     summed_up,
 )
 from maskcls.runtime.packed import import_pyarrow, pictures_digest
@@ -175,6 +176,8 @@ def label_on_cluster(
     Raises:
         DataError: no picture was given, or none could be read; an actor met an error, which it
             names; partitions are in the way, or of another job.
+        PictureError: with `strict` and `resume`, finished partitions have a picture that could not
+            be read.
         ProviderError: no node has room for an actor.
         MissingExtraError: without pyarrow.
     """
@@ -217,6 +220,7 @@ def _unfinished(job: Job, resume: bool) -> list[Shard]:
     """
     Raises:
         DataError: partitions of another job, or of this one without `resume`.
+        PictureError: with `strict`, one has a picture that could not be read.
     """
     present = sorted(job.out.glob("part-*.parquet"))
     if present and not resume:
@@ -244,6 +248,8 @@ def _unfinished(job: Job, resume: bool) -> list[Shard]:
             raise DataError(
                 f"{path}: is of another job (other pictures, model or options); name another folder"
             )
+        if job.strict and made is not None and made.errors:
+            refuse_errors(read_rows(path))
         del shards[path]
     return list(shards.values())
 
@@ -304,8 +310,8 @@ class _Labeller:
         failure = ""
         try:
             self._write(int(batch["number"][0]), pictures)
-        except (MaskclsError, OSError) as error:  # anything else goes to Ray
-            failure = f"{error} (on {platform.node()})"
+        except (MaskclsError, OSError, MemoryError) as error:  # anything else goes to Ray
+            failure = f"{str(error) or 'out of memory'} (on {platform.node()})"
         return {"pictures": [len(pictures)], "failure": [failure]}
 
     def _write(self, number: int, pictures: Pictures) -> None:

@@ -118,6 +118,9 @@ class NetworksEngine:
         self.trained_on = None if None in seen else frozenset().union(*(s for s in seen if s))
         threads = threads_per_lane(lanes, cores)
         self._sessions = [open_session(f.content, f.path, provider, threads) for f in files]
+        if len({session.get_providers()[0] for session in self._sessions}) > 1:
+            # `auto`, where CUDA had room for some of them: all compute on what `provider` says.
+            self._sessions = [open_session(f.content, f.path, "cpu", threads) for f in files]
         self.provider: str = self._sessions[0].get_providers()[0]
         self.lanes = lanes
 

@@ -96,6 +96,8 @@ def inference(
         sources = sources[shard.bounds(len(sources), batch_size)]
     with only_job(out):
         parts = Parts(out, _job_key(engine, sources, batch_size, probabilities), resume=resume)
+        if strict:  # the job that is gone on with may not have been
+            refuse_errors(itertools.chain.from_iterable(parts))
         try:
             _label_rest(engine, sources, parts, batch_size, workers, probabilities, strict)
         finally:
@@ -125,6 +127,16 @@ def summed_up(
             errors.append(row["error"])
     seen_in_training = None if engine.trained_on is None else seen
     return Provenance(pictures, len(errors), seen_in_training, engine.models, record), errors
+
+
+def refuse_errors(rows: Iterable[Row]) -> None:
+    """
+    Raises:
+        PictureError: finished rows have a picture that could not be read.
+    """
+    for row in rows:
+        if "error" in row:
+            raise PictureError(row["error"])
 
 
 def nothing_to_read(errors: Sequence[str]) -> DataError:

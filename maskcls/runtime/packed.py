@@ -39,6 +39,7 @@ ROWS = 64
 """Of a Parquet table in memory at a time."""
 CUT = "the tar file ends in the middle of it"
 DAMAGED = "from this byte on the tar file is damaged and not read"
+NO_END = "the tar file ends here without a mark of its end: what followed is missing"
 
 
 class PackedFile(ABC):
@@ -55,6 +56,10 @@ class PackedFile(ABC):
     @abstractmethod
     def _count(self) -> int:
         """How many pictures there are, from the file's index: no picture is read."""
+
+    def names(self) -> Iterator[str]:
+        """Those that do not come from the file's own name: another file may have them, too."""
+        return iter(())
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Iterator[Source]:
@@ -98,15 +103,14 @@ class TarPictures(PackedFile):
                     name = Path(member.name)
                     picture = is_image_file(name) and not name.name.startswith(".")
                     if picture and not member.isdir():
-                        yield (
-                            archive,
-                            member,
-                            "the tar file ends in the middle of it" if cut else "",
-                        )
-            # tarfile takes a damaged entry for the end; the end is a block of zeros.
+                        yield archive, member, CUT if cut else ""
+            # tarfile takes a damaged entry, or none at all, for the end; it is a block of zeros.
             file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0") or (cut and not picture):
+            end = file.read(tarfile.BLOCKSIZE)
+            if end.strip(b"\0"):
                 yield archive, tarfile.TarInfo(f"@{archive.offset}"), DAMAGED
+            elif len(end) < tarfile.BLOCKSIZE and not (cut and picture):  # or it is said already
+                yield archive, tarfile.TarInfo(f"@{archive.offset}"), NO_END
 
 
 class ParquetPictures(PackedFile):
@@ -125,17 +129,24 @@ class ParquetPictures(PackedFile):
                 self._names = next((name for name in ID_COLUMNS if name in schema.names), "")
                 self._contents = next((f.name for f in schema if _holds_bytes(pyarrow, f.type)), "")
                 if self._names or self._contents:
-                    column = self._names or f"{self._contents}.path"
-                    batches = file.iter_batches(columns=[column])
-                    names = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-                    _count_distinct(self.path, map(self._name, names, itertools.count()))
                     return int(rows)
         except (OSError, pyarrow.ArrowException) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{self.path}: cannot be read as Parquet: {reason}") from None
+            raise self._unreadable(error) from None
         raise DataError(
             f"{self.path}: no column of bytes, and none named {' or '.join(ID_COLUMNS)}"
         )
+
+    def names(self) -> Iterator[str]:
+        pyarrow = import_pyarrow(self.path)
+        column = self._names or f"{self._contents}.path"
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(columns=[column]):
+                    yield from filter(None, map(self._given, batch.to_pylist()))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: {column} is not UTF-8 text ({error.reason})") from None
+        except (OSError, pyarrow.ArrowException) as error:
+            raise self._unreadable(error) from None
 
     def read(self, start: int, stop: int) -> Iterator[Source]:
         pyarrow = import_pyarrow(self.path)
@@ -169,11 +180,18 @@ class ParquetPictures(PackedFile):
         return Source(name, self.path.parent / name, content or b"")
 
     def _name(self, row: dict[str, Any], number: int) -> str:
+        return self._given(row) or f"{self.path.name}/{number}"
+
+    def _given(self, row: dict[str, Any]) -> str:
         name = row[self._names] if self._names else row.get(self._contents)
         if isinstance(name, dict):
             name = name.get("path")
-        given = isinstance(name, str | int) and name != ""
-        return str(name) if given else f"{self.path.name}/{number}"
+        return str(name) if isinstance(name, str | int) else ""
+
+    def _unreadable(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self.path}: cannot be read as Parquet: {' '.join(str(error).split())[:200]}"
+        )
 
 
 class PackedPictures:
@@ -253,10 +271,19 @@ def open_packed(files: Sequence[Path]) -> PackedPictures:
     """The pictures in these files.
 
     Raises:
-        DataError: a file that cannot be read, or no picture in any of them.
+        DataError: a file that cannot be read, a name that stands twice, or no picture in any of
+            them.
         MissingExtraError: Parquet without pyarrow.
     """
-    pictures = PackedPictures([KINDS[file.suffix.lower()](file) for file in files])
+    opened = [KINDS[file.suffix.lower()](file) for file in files]
+    owners: dict[str, Path] = {}
+    for file in opened:
+        for name in file.names():
+            if name in owners:
+                where = "twice" if owners[name] == file.path else f"in {owners[name].name}, too"
+                raise DataError(f"{file.path}: {name!r} stands {where}")
+            owners[name] = file.path
+    pictures = PackedPictures(opened)
     if not len(pictures):
         raise DataError(f"{files[0] if len(files) == 1 else files[0].parent}: no pictures in it")
     return pictures

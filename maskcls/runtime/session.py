@@ -11,6 +11,7 @@ import base64
 import ctypes
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,20 +129,36 @@ def open_session(
 ) -> Any:
     """An `onnxruntime.InferenceSession` on exactly that provider.
 
-    `provider`: `cpu`, `cuda`, `tensorrt`, or `auto`: CUDA where it works, else the CPU. `threads`:
-    of one operator on the CPU; None takes the cores that this process may use. `settings`: options
-    of the provider, beside ours.
+    `provider`: `cpu`, `cuda`, `tensorrt`, or `auto`: CUDA where it works, else the CPU; where only
+    opening shows that it does not, a warning says why. `threads`: of one operator on the CPU; None
+    takes the cores that this process may use. `settings`: options of the provider, beside ours.
 
     Raises:
         ProviderError: the provider cannot be had; says why and the way out.
         CheckpointError: onnxruntime cannot run the file.
         MissingExtraError: without onnxruntime.
     """
-    ort = import_onnxruntime()
     if provider == "auto":
-        provider = "cpu" if why_not("cuda") else "cuda"
+        if not why_not("cuda"):
+            try:  # its memory may be full, or its driver too old
+                return _open(content, source, "cuda", threads, settings)
+            except ProviderError as error:
+                warnings.warn(f"{error}; taking the CPU instead", stacklevel=2)
+        provider = "cpu"
     elif reason := why_not(provider):
         raise ProviderError(f"--provider {provider}: {reason}")
+    return _open(content, source, provider, threads, settings)
+
+
+def _open(
+    content: bytes,
+    source: Path,
+    provider: str,
+    threads: int | None,
+    settings: Mapping[str, str] | None,
+) -> Any:
+    """As `open_session`, on a provider that `why_not` has nothing against."""
+    ort = import_onnxruntime()
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; the fallback warning is checked for below
@@ -152,9 +169,12 @@ def open_session(
     if provider == "tensorrt":
         chain.append((PROVIDERS["cuda"], SETTINGS["cuda"]))
     try:
-        session = ort.InferenceSession(content, options, providers=chain)
+        # Without its own fallback, which goes to the CPU, now or in the middle of a job.
+        session = ort.InferenceSession(content, options, providers=chain, enable_fallback=0)
     except Exception as error:  # onnxruntime has a class per status, with no useful base
         reason = " ".join(str(error).split())[:300]
+        if provider != "cpu":
+            raise ProviderError(f"--provider {provider}: cannot run {source}: {reason}") from None
         raise CheckpointError(f"{source}: onnxruntime cannot run it: {reason}") from None
     if session.get_providers()[0] != wanted:
         raise ProviderError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -48,8 +49,8 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
     A row whose file is missing is still listed: labelling reports it.
 
     Raises:
-        DataError: no such file or folder, no pictures in it, a table without the column, an ImageID
-            that stands twice.
+        DataError: no such file or folder, a folder below that cannot be read, no pictures in it, a
+            table without the column, an ImageID that stands twice.
     """
     if images.is_file():
         if info is not None:
@@ -68,9 +69,17 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All pictures below, sorted; hidden names are passed over, links to folders not followed."""
+    """All pictures below, sorted; hidden names are passed over, links to folders not followed.
+
+    Raises:
+        DataError: a folder that cannot be read; its pictures would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror or error}") from None
+
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(parent, name) for name in files if not name.startswith(".") and is_image_file(name)
@@ -80,20 +89,21 @@ def picture_files(folder: Path) -> list[Path]:
 
 def _read_list(table: Path, folder: Path) -> list[Source]:
     try:
-        text = table.read_text(encoding="utf-8-sig")
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
     except OSError as error:
         raise DataError(f"{table}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{table}: not UTF-8 text ({error.reason} at {error.start})") from None
-    lines = text.splitlines()
+    # Not splitlines(), which breaks names at more than the ends of lines.
     if table.suffix.lower() == ".txt":
-        names = [line.strip() for line in lines if line.strip()]
+        names = [name for line in io.StringIO(text, newline=None) if (name := line.strip())]
     else:
-        reader = csv.DictReader(lines)
-        column = next((name for name in ID_COLUMNS if name in (reader.fieldnames or ())), None)
-        if column is None:
-            raise DataError(f"{table}: no column {' or '.join(ID_COLUMNS)}")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
+            column = next((name for name in ID_COLUMNS if name in (reader.fieldnames or ())), None)
+            if column is None:
+                raise DataError(f"{table}: no column {' or '.join(ID_COLUMNS)}")
             names = [row[column] or "" for row in reader]
         except csv.Error as error:
             raise DataError(f"{table}: not a CSV table: {error}") from None

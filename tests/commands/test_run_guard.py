@@ -69,6 +69,12 @@ def test_result_and_arguments_pass_through() -> None:
             1,
             "error: d: Read-only file system\n",
         ),
+        (
+            MemoryError("e.png: out of memory"),
+            1,
+            "error: e.png: out of memory; free some and run again\n",
+        ),
+        (MemoryError(), 1, "error: out of memory; free some and run again\n"),
     ],
 )
 def test_a_users_error_is_one_line(

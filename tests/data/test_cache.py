@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,32 @@ def test_a_mended_picture_is_read_again(paths: list[Path], folder: Path) -> None
     good = paths[3].read_bytes()
     paths[3].write_bytes(b"")
     assert list(build(paths, folder).errors) == [3]
+    paths[3].write_bytes(good)
+    assert_right(build(paths, folder), paths)
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+def be_another(path: Path) -> None:
+    Image.new("RGB", (50, 50), "red").save(path)
+
+
+def be_damaged(path: Path) -> None:
+    path.write_bytes(b"bad")
+
+
+@pytest.mark.parametrize("change", [vanish, be_another, be_damaged])
+def test_a_picture_that_changes_on_the_way_is_not_kept(
+    paths: list[Path], folder: Path, change: Callable[[Path], None]
+) -> None:
+    good = paths[3].read_bytes()
+    with pytest.raises(DataError, match="after it was read once; run again") as caught:
+        # It is said between the two times that the pictures are read.
+        open_cache(paths, SPEC, folder, say=lambda text: change(paths[3]))
+    assert str(paths[3]) in str(caught.value)
+    assert list(folder.iterdir()) == []
     paths[3].write_bytes(good)
     assert_right(build(paths, folder), paths)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import secrets
 import shutil
 import signal
@@ -25,9 +26,10 @@ pytest.importorskip("pyarrow", reason="needs the extra `ray`")
 
 from maskcls.api import open_engine
 from maskcls.commands.infer import main
-from maskcls.errors import DataError, ProviderError
-from maskcls.runtime import open_pictures
-from maskcls.runtime.cluster import Cluster, label_on_cluster
+from maskcls.errors import DataError, PictureError, ProviderError
+from maskcls.runtime import LabellingResult, open_pictures
+from maskcls.runtime.cluster import Cluster, Job, _Labeller, label_on_cluster
+from maskcls.runtime.packed import pictures_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -220,6 +222,42 @@ def test_room_for_actors() -> None:
     assert cluster.room(2, 1) == 3
     with pytest.raises(ProviderError, match=r"has 4 CPUs and 3 GPUs .* largest has 3 and 4$"):
         cluster.room(4, 3)
+
+
+def test_a_strict_job_does_not_go_on_after_bad_pictures(
+    networks: list[str], photos: Path, tmp_path: Path
+) -> None:
+    engine = open_engine([Path(network) for network in networks], "cpu")
+    sources = open_pictures(photos)
+    job = Job(
+        out=tmp_path / "labels",
+        open_engine=lambda: engine,
+        models=engine.models,
+        pictures_sha256=pictures_digest(sources),
+        partitions=1,
+        batch_size=2,
+        workers=1,
+        probabilities=False,
+        strict=False,
+    )
+    made = _Labeller(job, os.getcwd())({"number": [1], "pictures": [pickle.dumps(sources)]})
+    assert made == {"pictures": [21], "failure": [""]}
+
+    def go_on(strict: bool) -> LabellingResult:
+        return label_on_cluster(
+            Cluster(((1, 0),)),
+            lambda: engine,
+            engine,
+            sources,
+            job.out,
+            batch_size=2,
+            strict=strict,
+            resume=True,
+        )
+
+    assert len(go_on(strict=False).errors) == 2
+    with pytest.raises(PictureError, match=r"05\.png: not a picture in a known format"):
+        go_on(strict=True)
 
 
 def test_nobody_answers(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -367,6 +370,24 @@ def test_output_is_untouched_when_labelling_fails(
     assert [path.read_text() for path in out.parent.iterdir()] == ([before] if before else [])
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_too_little_memory_for_a_picture_is_no_error_of_it(
+    folder: Path, out: Path, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = list_pictures(folder)
+    real = Image.open
+
+    def fail(content: io.BytesIO, **options: Any) -> Image.Image:
+        if content.getvalue() == sources[9].path.read_bytes():
+            raise MemoryError
+        return real(content, **options)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError, match=f"{sources[9].image_id}: out of memory"):
+        inference(PixelClassifier(lanes=lanes), sources, out, batch_size=4)
+    assert list(out.parent.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=str(tmp_path / "file")):
@@ -410,6 +431,24 @@ def test_a_job_that_goes_on_ends_with_the_same_bytes(
     assert len(classifier.batches) == 6 - batches // 2 * 2  # finished parts are not done again
     assert broken.read_bytes() == whole.read_bytes()
     assert not parts_path(broken).exists()
+
+
+def test_a_strict_job_does_not_go_on_after_bad_pictures(
+    folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "PART", 8)
+    sources = list_pictures(folder)
+    for index in (2, 5, 20):
+        sources[index].path.write_bytes(b"bad")
+    with pytest.raises(KeyboardInterrupt):
+        inference(Killed(3), sources, out, batch_size=4)
+    classifier = PixelClassifier()
+    with pytest.raises(PictureError, match=re.escape(str(sources[2].path))):
+        inference(classifier, sources, out, batch_size=4, strict=True, resume=True)
+    assert classifier.batches == []
+    assert not out.exists()
+    inference(classifier, sources, out, batch_size=4, resume=True)  # what was done is still there
+    assert sum(classifier.batches) == COUNT - 8 - 1
 
 
 def test_a_full_disk_leaves_parts_to_go_on_from(

@@ -16,7 +16,7 @@ import pytest
 from maskcls.commands.infer import main
 from maskcls.errors import DataError, MissingExtraError
 from maskcls.runtime import Pictures, labelling, open_pictures
-from maskcls.runtime.packed import CUT, DAMAGED, PackedPictures
+from maskcls.runtime.packed import CUT, DAMAGED, NO_END, PackedPictures
 
 Rows = list[tuple[str, str, bool]]
 
@@ -123,6 +123,23 @@ def test_a_tar_file_that_is_cut_off_in_something_else(argv: list[str], photos: P
     first, second = labels(argv, "a.tar")
     assert first[0] == "a.tar/01.png" and not first[2]
     assert re.fullmatch(r"a\.tar/@\d+", second[0]) and second[2]
+
+
+@pytest.mark.parametrize("kept", [-1, 0, 1, 511, 512])
+def test_a_tar_file_that_is_cut_off_between_entries(
+    argv: list[str], photos: Path, kept: int
+) -> None:
+    """As a copy that was interrupted leaves it: only the zeros at the end say that it is whole."""
+    write_tar("a.tar", photos, ["01.png", "02.png", "04.png"])
+    whole = labels(argv, "a.tar")
+    with tarfile.open("a.tar") as archive:
+        third = archive.getmembers()[2].offset
+    content = Path("a.tar").read_bytes()[:third]
+    Path("a.tar").write_bytes((content + bytes(512))[: third + kept])
+    missing = [] if kept == 512 else [(f"a.tar/@{third}", "", True)]
+    assert labels(argv, "a.tar") == whole[:2] + missing
+    if missing:
+        assert NO_END in Path("labels.csv").read_text()
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -242,6 +259,16 @@ def test_parquet_that_cannot_be_opened(
     assert "other.parquet: no column of bytes, and none named ImageID or path" in line
     write_parquet("twice.parquet", {"path": ["a.png", "b.png", "a.png"]})
     assert "twice.parquet: 'a.png' stands twice" in fails(argv, "twice.parquet", capsys)
+    (place / "twice").mkdir()
+    for name, column in (("a", ["1", "2"]), ("b", [3, 2])):
+        write_parquet(f"twice/{name}.parquet", {"ImageID": column, "image": [b"x", b"x"]})
+    line = fails(argv, "twice", capsys)
+    assert f"{Path('twice/b.parquet')}: '2' stands in a.parquet, too" in line
+    import pyarrow
+
+    odd = pyarrow.array([b"a.png", b"\xe9.png"]).view(pyarrow.string())
+    write_parquet("odd.parquet", {"path": odd})
+    assert "odd.parquet: path is not UTF-8 text" in fails(argv, "odd.parquet", capsys)
     write_parquet("none.parquet", {"path": []})
     assert "none.parquet: no pictures in it" in fails(argv, "none.parquet", capsys)
     (place / "bad.parquet").write_bytes(b"PAR1 and no more")

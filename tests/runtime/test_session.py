@@ -198,6 +198,52 @@ def test_a_session_that_fell_back_is_refused(file: Path, monkeypatch: pytest.Mon
         open_session(file.read_bytes(), file, "cuda")
 
 
+class FullGpu:
+    """In place of `onnxruntime.InferenceSession`: CUDA opens so many sessions and no more."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.real = onnxruntime.InferenceSession
+
+    def __call__(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
+        assert enable_fallback == 0
+        cpu = [sessions.PROVIDERS["cpu"]]
+        session = self.real(content, options, providers=cpu)
+        if providers[0][0] == cpu[0]:
+            return session
+        if self.room == 0:
+            raise RuntimeError("CUDA failure 2:\nout of memory")
+        self.room -= 1
+        session.get_providers = lambda: [providers[0][0], *cpu]
+        return session
+
+
+def test_a_gpu_without_room(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "why_not", lambda provider: "")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FullGpu(0))
+    reason = r"cannot run .*age\.onnx: CUDA failure 2: out of memory"
+    for provider in ("cuda", "tensorrt"):
+        with pytest.raises(ProviderError, match=f"^--provider {provider}: {reason}$"):
+            open_session(file.read_bytes(), file, provider)
+    with pytest.warns(UserWarning, match=f"{reason}; taking the CPU instead"):
+        session = open_session(file.read_bytes(), file, "auto")
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_networks_that_do_not_all_fit_on_a_gpu(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "mask_gender.onnx"
+    onnx.save(network("mask_gender"), other)
+    monkeypatch.setattr(sessions, "why_not", lambda provider: "")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", gpu := FullGpu(1))
+    with pytest.warns(UserWarning, match=r"mask_gender\.onnx.*; taking the CPU instead"):
+        engine = open_onnx([file, other])
+    assert gpu.room == 0
+    assert engine.provider == "CPUExecutionProvider"
+    assert all(s.get_providers() == [engine.provider] for s in engine._sessions)
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_names_the_extra(
     file: Path, package: str, monkeypatch: pytest.MonkeyPatch

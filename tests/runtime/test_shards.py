@@ -180,6 +180,11 @@ def test_what_else_is_no_shard(argv: list[str], capsys: pytest.CaptureFixture[st
     assert "name it .csv" in fails(["--merge", first, second, "--out", "o.parquet"], capsys)
     line = fails(["--merge", first, "--out", "o.csv", "--model", "m.onnx"], capsys, code=2)
     assert "leave --model out" in line
+    ignored = ["--escape-formulas", "--probabilities", "--info", "i.csv", "--strict", "--resume"]
+    ignored += ["--engine", "ray", "--partition-size", "5", "--provider", "cpu"]
+    line = fails(["--merge", first, second, "--out", "o.csv", *ignored], capsys, code=2)
+    assert all(option in line for option in ignored if option.startswith("--"))
+    assert not Path("o.csv").exists()
     for text in ("0/2", "3/2", "1", "a/b", "1/2/3"):
         with pytest.raises(SystemExit) as caught:
             main([*argv, "--out", "o.csv", "--shard", text])

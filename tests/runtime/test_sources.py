@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import unicodedata
@@ -98,6 +99,18 @@ def test_cells_with_commas_and_quotes(tmp_path: Path) -> None:
     assert ids(list_pictures(tmp_path / "list.csv")) == ["a,b.jpg", 'say "hi".jpg']
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_names_with_what_else_python_takes_for_the_end_of_a_line(tmp_path: Path, end: str) -> None:
+    names = [f"a{sign}b.jpg" for sign in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"]
+    for name in ("list.txt", "list.csv"):
+        text = end.join(["path"] * name.endswith("csv") + names)
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        assert ids(list_pictures(tmp_path / name)) == names
+    text = end.join(["path", *(f'"a{sign}b.jpg"' for sign in ("\n", "\r\n", "\r"))])
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8", newline="")
+    assert ids(list_pictures(tmp_path / "list.csv")) == ["a\nb.jpg", "a\r\nb.jpg", "a\rb.jpg"]
+
+
 def test_imageid_comes_before_path(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,ImageID\nx,a.jpg\n")
     assert ids(list_pictures(tmp_path / "list.csv")) == ["a.jpg"]
@@ -141,6 +154,7 @@ def test_both_forms_are_two_pictures(tmp_path: Path) -> None:
         (b"ImageID,ans\n", "no pictures in it"),
         (b"ImageID\n\xff\xfe.jpg\n", "not UTF-8"),
         (b"ImageID\n" + b"a" * 200_000 + b"\n", "not a CSV table"),
+        (b"a" * 200_000 + b"\n", "not a CSV table"),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
@@ -149,6 +163,24 @@ def test_lists_that_cannot_be_used(tmp_path: Path, content: bytes, message: str)
     with pytest.raises(DataError, match=message) as caught:
         list_pictures(table)
     assert str(table) in str(caught.value)
+
+
+def test_a_folder_below_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.jpg", "closed/b.jpg", ".closed/c.jpg")
+    real = os.scandir
+
+    def scandir(path: str) -> object:  # root is not stopped by a folder's mode
+        if os.path.basename(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'closed'}: Permission denied")):
+        list_pictures(tmp_path)
+    (tmp_path / "closed").rename(tmp_path / ".not closed")
+    assert ids(list_pictures(tmp_path)) == ["a.jpg"]
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
