@@ -28,6 +28,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before their pixels are decoded: 50 MP is a large camera picture,
 and a PNG of 17 KB can claim 144 MP."""
+MAX_SIDE = 65_535
+"""As JPEG has it. Pillow takes a row of more bits than it can count for too little memory."""
 
 
 def is_image_file(filename: str | Path) -> bool:
@@ -83,7 +85,7 @@ def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
     """A picture as Pillow opened it, of any mode → upright `RGB` picture.
 
     Raises:
-        PictureError: damaged, truncated, empty, or larger than `MAX_PIXELS`.
+        PictureError: damaged, truncated, empty, or larger than `MAX_PIXELS` or `MAX_SIDE`.
         MemoryError: there is no room for its pixels.
     """
     width, height = image.size
@@ -91,6 +93,10 @@ def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
         raise PictureError(
             f"{name}: {width}x{height} pixels are more than the "
             f"{MAX_PIXELS // 1_000_000} million that are decoded; make it smaller first"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise PictureError(
+            f"{name}: {width}x{height} pixels; a side of more than {MAX_SIDE:,} is not decoded"
         )
     if not width * height:
         raise PictureError(f"{name}: has no pixels ({width}x{height})")

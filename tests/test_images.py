@@ -212,6 +212,11 @@ def test_bombs_are_refused(side: int) -> None:
         decode(bomb(side), "bomb.png")
 
 
+def test_a_row_that_pillow_cannot_count_is_no_lack_of_memory() -> None:
+    with pytest.raises(PictureError, match=r"long\.png: 45000000x1 pixels; a side of more than"):
+        decode(png(45_000_000, 1, 16, 2, b"\0" * 1000), "long.png")
+
+
 @pytest.mark.parametrize("step", ["open", "alpha_composite"])
 def test_too_little_memory_is_no_fault_of_the_picture(
     step: str, monkeypatch: pytest.MonkeyPatch

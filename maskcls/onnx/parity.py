@@ -88,7 +88,8 @@ def load_pictures(
     """Decodes pictures, as many as `MAX_BYTES` hold; one that cannot be read is left out.
     `input_size`: (height, width) of a fused file that takes one size only, to which a caller brings
     them."""
-    images, truth, paths = [], [], []
+    images: list[Image.Image] = []
+    truth, paths = [], []
     size = 0
     for path, label in listed:
         try:

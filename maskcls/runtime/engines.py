@@ -13,7 +13,7 @@ from maskcls.errors import CheckpointError
 from maskcls.labels import MULTI, combine, require_all_attributes, softmax
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
-from maskcls.runtime.session import IMAGES, LOGITS, open_session, read_onnx
+from maskcls.runtime.session import LOGITS, open_session, read_onnx, run_session
 
 
 class Engine(Protocol):
@@ -81,7 +81,7 @@ class FusedEngine:
             by_shape.setdefault(picture.shape, []).append(index)
         for indices in by_shape.values():
             batch = np.stack([pictures[index] for index in indices])
-            [answer[indices]] = self._session.run(["class_prob"], {IMAGES: batch})
+            answer[indices] = run_session(self._session, "class_prob", batch)
         return answer
 
 
@@ -129,7 +129,7 @@ class NetworksEngine:
         for session, task, spec, batch in zip(
             self._sessions, self._tasks, self._specs, pixels, strict=True
         ):
-            [logits] = session.run([LOGITS], {IMAGES: spec.normalise(batch)})
+            logits = run_session(session, LOGITS, spec.normalise(batch))
             parts[task.name] = softmax(logits)
         return combine(parts)
 

@@ -150,6 +150,25 @@ def open_session(
     return _open(content, source, provider, threads, settings)
 
 
+def run_session(session: Any, output: str, images: np.ndarray) -> np.ndarray:
+    """What a session answers to a batch.
+
+    Raises:
+        ProviderError: onnxruntime fails, as on a GPU whose memory others have filled since.
+    """
+    try:
+        [answer] = session.run([output], {IMAGES: images})
+    except Exception as error:  # as where it is opened: a class per status
+        reason = " ".join(str(error).split())[:300]
+        raise ProviderError(
+            f"onnxruntime on {session.get_providers()[0]} failed with {len(images)} pictures: "
+            f"{reason}. A smaller --batch-size or --provider cpu may help; --resume keeps what is "
+            "finished"
+        ) from None
+    found: np.ndarray = answer
+    return found
+
+
 def _open(
     content: bytes,
     source: Path,

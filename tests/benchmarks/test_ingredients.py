@@ -82,7 +82,7 @@ def test_scores_are_those_of_the_command(
     longer = run(*argv, "--epochs", 2)
     assert longer.returncode == 2
     assert "epochs 2 (the training there has 1). Give another folder as --runs" in longer.stderr
-    elsewhere = run(*argv, "--data-dir", data_dir(18).rename(tmp_path / "others"))
+    elsewhere = run(*argv, "--data-dir", root.rename(tmp_path / "others"))
     assert elsewhere.returncode == 2 and f"data_dir ({root} there)" in elsewhere.stderr
 
 

@@ -21,7 +21,7 @@ from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime import Classifier, open_onnx
 from maskcls.runtime import session as sessions
-from maskcls.runtime.session import open_session, read_onnx, why_not, write_seen
+from maskcls.runtime.session import open_session, read_onnx, run_session, why_not, write_seen
 
 # What is said where CUDA cannot be had; tests/onnx/test_benchmarks.py has the other side.
 without_cuda = pytest.mark.skipif(not why_not("cuda"), reason="needs a machine without CUDA")
@@ -242,6 +242,13 @@ def test_networks_that_do_not_all_fit_on_a_gpu(
     assert gpu.room == 0
     assert engine.provider == "CPUExecutionProvider"
     assert all(s.get_providers() == [engine.provider] for s in engine._sessions)
+
+
+def test_a_failure_in_the_middle_of_a_job_says_the_way_out(file: Path) -> None:
+    session = open_session(file.read_bytes(), file, "cpu")
+    wrong = np.zeros((2, 3, 5, 5), dtype=np.float32)  # not the size of the network
+    with pytest.raises(ProviderError, match=r"on CPUExecutionProvider failed with 2 pictures: .*"):
+        run_session(session, "logits", wrong)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

@@ -223,7 +223,7 @@ def test_a_finished_run_learns_where_its_data_are_now(
     assert pictures() and all(path.is_relative_to(data) for path in pictures())
     resume(folder, {"data_dir": (str(moved),)}, say=lambda _: None)
     assert pictures() and all(path.is_relative_to(moved) for path in pictures())
-    shutil.rmtree(next((moved / "images").iterdir()))
+    next((moved / "images").glob("*/*")).unlink()
     with pytest.raises(CheckpointError, match="other data than"):
         resume(folder, {"data_dir": (str(moved / "images"),)}, say=lambda _: None)
 
