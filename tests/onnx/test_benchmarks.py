@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
+from maskcls.models import load_model, predict_logits
 from maskcls.onnx import export
 from maskcls.runtime.session import why_not
 
@@ -162,6 +164,29 @@ def test_labelling_pictures_that_cannot_be_read(run: Run, made: Path, tmp_path: 
     done = run("labelling.py", *model)
     assert done.returncode == 1
     assert "not all pictures can be read" in done.stderr
+
+
+def test_operators(run: Run, made: Path, tmp_path: Path) -> None:
+    options = ("--onnx", made / "onnx" / "maskcls.onnx", "--batch-size", 3, "--runs", 2)
+    options += ("--height", 40, "--width", 36, "--json", tmp_path / "operators.json")
+    done = run("operators.py", *options)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "operators.json").read_text())
+    [kinds] = figures["files"].values()
+    assert all(row["ms"] > 0 for row in kinds.values())
+    convolutions = {kind for kind in kinds if "Conv" in kind}
+    assert {kind.rpartition(" ")[2] for kind in convolutions} >= {"3x3", "7x7"}
+    counted = 0
+    for task in ("mask_gender", "age"):
+        model, manifest = load_model(made / "runs" / task / "exp")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            predict_logits(model, torch.zeros(3, 3, 32, 32), manifest.tta)
+        counted += counter.get_total_flops()
+    assert sum(row["operations"] for row in kinds.values()) == pytest.approx(counted, rel=0.01)
+    for kind, row in kinds.items():
+        assert f"| {kind} | {row['calls']} | {row['ms']:.1f} |" in done.stdout or row["ms"] < 0.1
+    done = run("operators.py", "--onnx", made / "onnx" / "age.onnx")
+    assert done.returncode == 1 and "a single network; give the fused file" in done.stderr
 
 
 def test_throughput(run: Run, made: Path, tmp_path: Path) -> None:
