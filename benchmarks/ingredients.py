@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from maskcls.evaluation.people import Interval
     from maskcls.evaluation.runs import CommonAnswers
+    from maskcls.training import RunResult
 
 PRESET = "preset"
 Flags = Mapping[str, Any]
@@ -216,16 +217,26 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
     }
     config = resolve(task, "scratch" if task == BRANCHES[0] else "branch", flags=flags)
     if not (run / "last.pt").is_file():
-        return train(config, folder=run).folder
+        return _ended(train(config, folder=run))
     stored = read_yaml(run / "config.yaml")
-    different = differences(config, stored, "the training there")
+    before = {**stored, "weights": config.weights}  # of age, a path that may have moved
+    if config.precision == "auto":  # the training there has what that came to
+        before["precision"] = "auto"
+    different = differences(config, before, "the training there")
     if stored["data_dir"] != config.to_dict()["data_dir"]:
         different.append(f"data_dir ({', '.join(stored['data_dir'])} there)")
     if different:
         raise ConfigError(f"{run}: {'; '.join(different)}. Give another folder as --runs")
-    if not is_finished(run):
-        resume(run)
-    return run
+    return run if is_finished(run) else _ended(resume(run))
+
+
+def _ended(result: RunResult) -> Path:
+    """The run folder, unless a signal asked to end here."""
+    from maskcls.training.interruption import end_by
+
+    if result.signal is not None:
+        end_by(result.signal)
+    return result.folder
 
 
 def figures_of(scored: _Scored, base: _Scored) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shlex
+import subprocess
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from maskcls.config import (
     CLASS_WEIGHT_NAMES,
     CRITERION_NAMES,
     OPTION_FIELDS,
+    PEOPLE_FIELDS,
     PRESETS,
     WEIGHT_NAMES,
     TrainConfig,
@@ -198,12 +201,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 discard_group(group)
         raise
     lacking = lacking_tasks(Path(config.model_dir), config.task)
-    models = shlex.quote(config.model_dir)
     if lacking:
-        data = " ".join(f"--data-dir {shlex.quote(folder)}" for folder in config.data_dir)
-        print(f"next: maskcls-train --task {lacking[0]} {data} --model-dir {models}")
+        same = ["--config", str(file)] if file else []
+        for name in ("weights", *PEOPLE_FIELDS):  # it is to learn from the same people
+            if name != "data_dir" and name in flags:
+                same += [f"--{name.replace('_', '-')}", str(flags[name])]
+        for folder in config.data_dir:
+            same += ["--data-dir", folder]
+        words = ["maskcls-train", "--task", lacking[0], *same, "--model-dir", config.model_dir]
     else:
-        print(f"next: maskcls-infer --model {models} --images DIR --out output.csv")
+        words = ["maskcls-infer", "--model", config.model_dir, "--images", "DIR"]
+        words += ["--out", "output.csv"]
+    print(f"next: {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}")
     return 0
 
 

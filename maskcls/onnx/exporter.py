@@ -38,7 +38,7 @@ from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.fuse import fuse
 from maskcls.onnx.parity import MAX_F1_DROP, Parity, Pictures, compare, load_pictures
 from maskcls.onnx.quantise import to_fp16, to_int8
-from maskcls.onnx.triton import model_file, write_repository
+from maskcls.onnx.triton import remove_model, write_repository
 from maskcls.runtime.session import open_session, write_seen
 from maskcls.runtime.sources import list_pictures
 
@@ -159,9 +159,11 @@ def export(
     names = (*files, FUSED_FILE)
     stale = [out / PARITY_FILE, out / CARD_FILE]
     stale += [out / name for name in names if parity.failures or name not in files]
-    stale += [model_file(out, name) for name in names if parity.failures or not triton]
     for file in stale:
         file.unlink(missing_ok=True)
+    for name in names:
+        if parity.failures or not triton or name != list(files)[-1]:
+            remove_model(out, name)
     if parity.failures:
         write_atomic(out / PARITY_FILE, text)
         raise ExportError(

@@ -9,6 +9,7 @@ The config is made from the file's own inputs and outputs. Its format is `ModelC
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from maskcls.onnx.parity import BATCH_SIZES
 from maskcls.runtime.session import read_onnx
 
 REPOSITORY = "model_repository"
+CONFIG = "config.pbtxt"
 MAX_QUEUE_DELAY = 1000  # microseconds that a request waits for others to share a batch
 TYPES: dict[int, str] = {
     TensorProto.UINT8: "TYPE_UINT8",
@@ -36,8 +38,18 @@ def write_repository(file: Path, out: Path) -> Path:
     with replacing(model) as temporary:
         shutil.copyfile(file, temporary)
     config = model_config(read_onnx(file).proto, file.stem)
-    write_atomic(model.parents[1] / "config.pbtxt", config.encode())
+    write_atomic(model.parents[1] / CONFIG, config.encode())
     return out / REPOSITORY
+
+
+def remove_model(out: Path, name: str) -> None:
+    """Takes an ONNX file out of the repository in the folder `out`, where it is there."""
+    model = model_file(out, name)
+    model.unlink(missing_ok=True)
+    (model.parents[1] / CONFIG).unlink(missing_ok=True)
+    for folder in model.parents[:3]:
+        with contextlib.suppress(OSError):  # it is not there, or holds something else
+            folder.rmdir()
 
 
 def model_file(out: Path, name: str) -> Path:

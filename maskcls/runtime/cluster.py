@@ -249,7 +249,7 @@ def _unfinished(job: Job, resume: bool) -> list[Shard]:
                 f"{path}: is of another job (other pictures, model or options); name another folder"
             )
         if job.strict and made is not None and made.errors:
-            refuse_errors(read_rows(path))
+            refuse_errors(read_rows(path), path)
         del shards[path]
     return list(shards.values())
 

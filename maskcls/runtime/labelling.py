@@ -97,7 +97,7 @@ def inference(
     with only_job(out):
         parts = Parts(out, _job_key(engine, sources, batch_size, probabilities), resume=resume)
         if strict:  # the job that is gone on with may not have been
-            refuse_errors(itertools.chain.from_iterable(parts))
+            refuse_errors(itertools.chain.from_iterable(parts), parts.folder)
         try:
             _label_rest(engine, sources, parts, batch_size, workers, probabilities, strict)
         finally:
@@ -129,14 +129,17 @@ def summed_up(
     return Provenance(pictures, len(errors), seen_in_training, engine.models, record), errors
 
 
-def refuse_errors(rows: Iterable[Row]) -> None:
-    """
+def refuse_errors(rows: Iterable[Row], where: Path) -> None:
+    """`where`: what holds these rows, of an earlier run of the job.
+
     Raises:
         PictureError: finished rows have a picture that could not be read.
     """
     for row in rows:
         if "error" in row:
-            raise PictureError(row["error"])
+            raise PictureError(
+                f"{row['error']} (when {where} was written; delete it to label them anew)"
+            )
 
 
 def nothing_to_read(errors: Sequence[str]) -> DataError:

@@ -24,6 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maskcls.errors import DataError, MissingExtraError
 from maskcls.images import is_image_file
 from maskcls.runtime.sources import (
@@ -254,6 +256,27 @@ def _count_distinct(path: Path, names: Iterable[str]) -> int:
     return len(seen)
 
 
+def _refuse_shared_names(files: Sequence[PackedFile]) -> None:
+    """Eight bytes a name are in memory, not the names.
+
+    Raises:
+        DataError: a name stands twice, in one of the files or in two.
+    """
+    hashes = np.concatenate(
+        [np.fromiter(map(hash, file.names()), dtype=np.int64) for file in files]
+    )
+    hashes.sort()
+    doubtful = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    owners: dict[str, Path] = {}
+    for file in files if doubtful else ():
+        for name in file.names():
+            if hash(name) in doubtful:
+                if name in owners:
+                    where = "twice" if owners[name] == file.path else f"in {owners[name].name}, too"
+                    raise DataError(f"{file.path}: {name!r} stands {where}")
+                owners[name] = file.path
+
+
 KINDS: dict[str, type[PackedFile]] = {".tar": TarPictures, ".parquet": ParquetPictures}
 
 
@@ -276,13 +299,7 @@ def open_packed(files: Sequence[Path]) -> PackedPictures:
         MissingExtraError: Parquet without pyarrow.
     """
     opened = [KINDS[file.suffix.lower()](file) for file in files]
-    owners: dict[str, Path] = {}
-    for file in opened:
-        for name in file.names():
-            if name in owners:
-                where = "twice" if owners[name] == file.path else f"in {owners[name].name}, too"
-                raise DataError(f"{file.path}: {name!r} stands {where}")
-            owners[name] = file.path
+    _refuse_shared_names(opened)
     pictures = PackedPictures(opened)
     if not len(pictures):
         raise DataError(f"{files[0] if len(files) == 1 else files[0].parent}: no pictures in it")

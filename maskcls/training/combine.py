@@ -25,7 +25,14 @@ from maskcls.checkpoints import file_digest, open_checkpoint, save_checkpoint
 from maskcls.classifier import BEST
 from maskcls.data.profiles import Profile
 from maskcls.data.runs import data_folders, labelled_pictures, people_of_run
-from maskcls.data.splits import SPLIT_COLUMNS, encode_table, people_of, read_split, split_hash
+from maskcls.data.splits import (
+    SPLIT_COLUMNS,
+    changed_people,
+    encode_table,
+    people_of,
+    read_split,
+    split_hash,
+)
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
 from maskcls.files import write_atomic, write_rows
@@ -88,6 +95,12 @@ def combine_runs(
     first = members[0]
     table = _common_split(members)
     people = {side: _people(members, people_of(table, side)) for side in ("train", "val")}
+    for side, found in people.items():
+        if changed := changed_people(table, side, found):
+            raise DataError(
+                f"{first.path} and the others: trained on {changed[0]} in different folders; give "
+                "them one place with maskcls-train --resume RUN --data-dir DIR"
+            )
     unseen = _load(people["val"], first.manifest, say) if people["val"] else None
     if way == ENSEMBLE:
         chosen, model = members, _ensemble(members)

@@ -204,13 +204,20 @@ def resume(
     if missing:
         raise _no_state(folder, missing)
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
-    over = _is_over(content, config)
-    if over and wanted.data_dir == config.data_dir and (folder / REPORT).is_file():
-        say(f"{folder} is finished: {epoch} epochs; nothing to do")
+    over, moved = _is_over(content, config), wanted.data_dir != config.data_dir
+    if over:
         _tell_again(content["history"]["rows"], epoch_ended)
+    if over and not moved and (folder / REPORT).is_file():
+        say(f"{folder} is finished: {epoch} epochs; nothing to do")
         return _result(content, folder, 0)
-    with idist.one_rank_first(local=True):
-        data = _load_data(wanted, say)
+    try:
+        with idist.one_rank_first(local=True):
+            data = _load_data(wanted, say)
+    except DataError as error:
+        if not over or moved:
+            raise
+        say(f"{folder} is finished: {epoch} epochs; {REPORT} cannot be written: {error}")
+        return _result(content, folder, 0)
     if split_hash(data.table) != manifest.split_hash:
         raise CheckpointError(
             f"{folder}: was trained on other data than {', '.join(wanted.data_dir)}: "
@@ -220,7 +227,6 @@ def resume(
     session = _Session(wanted, data, device, say)
     if over:
         say(f"{folder} is finished: {epoch} epochs")
-        _tell_again(content["history"]["rows"], epoch_ended)
         session.finish(wanted, folder)
         return _result(content, folder, len(data.dataset.unreadable))
     session.seen = frozenset(content.get("seen", torch.empty(0)).tolist())
@@ -328,15 +334,17 @@ class _Session:
 
         Raises:
             TrainingError: another process trains into it.
-            TrackerError: a tracker cannot be opened.
         """
         if is_first():
             with _alone(folder):
                 write_atomic(folder / "config.yaml", to_yaml(config).encode())
                 if not (folder / REPORT).is_file():
-                    with tracking(config, folder, self.say) as trackers:
-                        self._report(config, folder)
-                        trackers.keep(folder)
+                    self._report(config, folder)
+                    try:
+                        with tracking(config, folder, self.say) as trackers:
+                            trackers.keep(folder)
+                    except TrackerError as error:
+                        self.say(f"warning: {error}")
         idist.barrier()
 
     def _run(
@@ -496,8 +504,8 @@ class _Session:
 
     def _report(self, config: TrainConfig, folder: Path) -> None:
         loader = validation_loader(self.data.val, config.batch_size * 2)
-        precision = resolve_precision(config.precision, self.device)
         try:
+            precision = resolve_precision(config.precision, self.device)
             report_run(folder, config, loader, self.device, precision)
         except Exception as error:  # whatever it is: the training is done, and must not fail of it
             reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -19,7 +19,7 @@ from maskcls.config import read_yaml, resolve
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ingredients.py"
-SMALL = "--model base --height 32 --width 32 --epochs 1 --batch-size 16 --precision fp32".split()
+SMALL = "--model base --height 32 --width 32 --epochs 1 --batch-size 16".split()
 
 
 @pytest.fixture

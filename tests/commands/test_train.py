@@ -231,7 +231,11 @@ def test_variables_stand_for_the_folders(
     assert main([*small, "--task", "age", "--data-dir", str(data), "--model-dir", "own"]) == 0
     assert (place / "own/age/exp/best.pt").is_file()
     # One network labels nothing: the next step is the other one, on the same people.
-    other = shlex.join(["--data-dir", str(data), "--model-dir", "own"])
+    other = shlex.join(["--config", small[1], "--data-dir", str(data), "--model-dir", "own"])
+    assert f"next: maskcls-train --task mask_gender {other}\n" in capsys.readouterr().out
+    argv = [*small, "--task", "age", "--data-dir", str(data), "--model-dir", "own"]
+    assert main([*argv, "--seed", "7", "--weights", "none"]) == 0
+    other = shlex.join(["--config", small[1], "--weights", "none", "--seed", "7", *argv[4:]])
     assert f"next: maskcls-train --task mask_gender {other}\n" in capsys.readouterr().out
 
 

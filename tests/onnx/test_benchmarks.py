@@ -173,8 +173,8 @@ def test_operators(run: Run, made: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "operators.json").read_text())
     [kinds] = figures["files"].values()
-    assert all(row["ms"] > 0 for row in kinds.values())
     convolutions = {kind for kind in kinds if "Conv" in kind}
+    assert all(kinds[kind]["ms"] > 0 for kind in convolutions)
     assert {kind.rpartition(" ")[2] for kind in convolutions} >= {"3x3", "7x7"}
     counted = 0
     for task in ("mask_gender", "age"):
@@ -183,8 +183,10 @@ def test_operators(run: Run, made: Path, tmp_path: Path) -> None:
             predict_logits(model, torch.zeros(3, 3, 32, 32), manifest.tta)
         counted += counter.get_total_flops()
     assert sum(row["operations"] for row in kinds.values()) == pytest.approx(counted, rel=0.01)
+    whole = sum(row["ms"] for row in kinds.values())
     for kind, row in kinds.items():
-        assert f"| {kind} | {row['calls']} | {row['ms']:.1f} |" in done.stdout or row["ms"] < 0.1
+        shown = f"| {kind} | {row['calls']} | {row['ms']:.1f} |" in done.stdout
+        assert shown == (row["ms"] >= whole / 200)
     done = run("operators.py", "--onnx", made / "onnx" / "age.onnx")
     assert done.returncode == 1 and "a single network; give the fused file" in done.stderr
 

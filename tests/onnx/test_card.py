@@ -157,8 +157,11 @@ def test_what_an_earlier_export_fused_does_not_pass_for_this_one(
     out = tmp_path / "onnx"
     export(runs, out, triton=True, say=quiet)
     [served] = out.glob("model_repository/*/*/model.onnx")
+    export(runs[1:], out, triton=True, say=quiet)
+    assert not (out / "maskcls.onnx").exists() and not served.parents[1].exists()
+    assert [path.parts[-3] for path in out.glob("model_repository/*/*/*")] == ["age"]
     export(runs[1:], out, say=quiet)
-    assert not (out / "maskcls.onnx").exists() and not served.exists()
+    assert not (out / "model_repository").exists()
     assert (out / "age.onnx").is_file() and (out / "mask_gender.onnx").is_file()
     export(runs, out, say=quiet)
     with pytest.raises(ExportError):

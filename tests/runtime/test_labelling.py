@@ -443,7 +443,8 @@ def test_a_strict_job_does_not_go_on_after_bad_pictures(
     with pytest.raises(KeyboardInterrupt):
         inference(Killed(3), sources, out, batch_size=4)
     classifier = PixelClassifier()
-    with pytest.raises(PictureError, match=re.escape(str(sources[2].path))):
+    reason = f"{re.escape(str(sources[2].path))}: .*when {re.escape(str(parts_path(out)))} was"
+    with pytest.raises(PictureError, match=reason):
         inference(classifier, sources, out, batch_size=4, strict=True, resume=True)
     assert classifier.batches == []
     assert not out.exists()
