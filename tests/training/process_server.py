@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import faulthandler
 import json
 import os
 import signal
@@ -121,6 +122,7 @@ def work(request: dict[str, Any]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)  # the agent's handlers, which an exec would drop
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.dump_traceback_later(90)  # one that hangs says where, before the alarm ends all
     if request["pictures"]:
         compare(request["pictures"])
     else:
