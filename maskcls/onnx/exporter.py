@@ -157,12 +157,13 @@ def export(
     text = (json.dumps(verdict, indent=1) + "\n").encode()
     # Of an earlier export: it must not pass for this one, nor judge what is half written.
     names = (*files, FUSED_FILE)
+    served = list(files)[-1]  # the fused file, or the single network
     stale = [out / PARITY_FILE, out / CARD_FILE]
     stale += [out / name for name in names if parity.failures or name not in files]
     for file in stale:
         file.unlink(missing_ok=True)
     for name in names:
-        if parity.failures or not triton or name != list(files)[-1]:
+        if parity.failures or not triton or name != served:
             remove_model(out, name)
     if parity.failures:
         write_atomic(out / PARITY_FILE, text)
@@ -184,7 +185,7 @@ def export(
     card = model_card(described, [_split(network) for network in networks], compared)
     write_atomic(out / CARD_FILE, card.encode("utf-8", errors="backslashreplace"))
     written = tuple(out / name for name in files)
-    repository = write_repository(written[-1], out) if triton else None
+    repository = write_repository(out / served, out) if triton else None
     write_atomic(out / PARITY_FILE, text)
     return ExportResult(written, out / CARD_FILE, parity, repository)
 

@@ -204,35 +204,46 @@ def resume(
     if missing:
         raise _no_state(folder, missing)
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
-    over, moved = _is_over(content, config), wanted.data_dir != config.data_dir
-    if over:
+    if _is_over(content, config):
         _tell_again(content["history"]["rows"], epoch_ended)
-    if over and not moved and (folder / REPORT).is_file():
-        say(f"{folder} is finished: {epoch} epochs; nothing to do")
+        moved = wanted.data_dir != config.data_dir
+        complete = not moved and (folder / REPORT).is_file()
+        say(f"{folder} is finished: {epoch} epochs{'; nothing to do' if complete else ''}")
+        if not complete and is_first():  # files are its affair, and nothing is left to compute
+            try:
+                data = _load_same_data(folder, wanted, manifest, say)
+                _Session(wanted, data, device, say).finish(wanted, folder)
+            except DataError as error:
+                if moved:
+                    raise
+                say(f"warning: {folder / REPORT} was not written: {error}")
+        idist.barrier()
         return _result(content, folder, 0)
-    try:
-        with idist.one_rank_first(local=True):
-            data = _load_data(wanted, say)
-    except DataError as error:
-        if not over or moved:
-            raise
-        say(f"{folder} is finished: {epoch} epochs; {REPORT} cannot be written: {error}")
-        return _result(content, folder, 0)
-    if split_hash(data.table) != manifest.split_hash:
-        raise CheckpointError(
-            f"{folder}: was trained on other data than {', '.join(wanted.data_dir)}: "
-            f"{_difference(folder / 'split.csv', data.table)}. "
-            "Give the data of the run, or start a new one without --resume"
-        )
+    with idist.one_rank_first(local=True):
+        data = _load_same_data(folder, wanted, manifest, say)
     session = _Session(wanted, data, device, say)
-    if over:
-        say(f"{folder} is finished: {epoch} epochs")
-        session.finish(wanted, folder)
-        return _result(content, folder, len(data.dataset.unreadable))
     session.seen = frozenset(content.get("seen", torch.empty(0)).tolist())
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
     return session.run(wanted, folder, content, epoch_ended=epoch_ended, interruption=interruption)
+
+
+def _load_same_data(
+    folder: Path, config: TrainConfig, manifest: Manifest, say: Callable[[str], None]
+) -> _Data:
+    """
+    Raises:
+        CheckpointError: not the data that the run in the folder was trained on.
+        DataError: as `_load_data`.
+    """
+    data = _load_data(config, say)
+    if split_hash(data.table) != manifest.split_hash:
+        raise CheckpointError(
+            f"{folder}: was trained on other data than {', '.join(config.data_dir)}: "
+            f"{_difference(folder / 'split.csv', data.table)}. "
+            "Give the data of the run, or start a new one without --resume"
+        )
+    return data
 
 
 def is_finished(folder: Path) -> bool:
@@ -329,23 +340,22 @@ class _Session:
             return result
 
     def finish(self, config: TrainConfig, folder: Path) -> None:
-        """Of a training that is over: notes where its data are now, and writes the report that
-        something prevented.
+        """Of a training that is over, in the first process: notes where its data are now, and
+        writes the report that something prevented.
 
         Raises:
             TrainingError: another process trains into it.
         """
-        if is_first():
-            with _alone(folder):
-                write_atomic(folder / "config.yaml", to_yaml(config).encode())
-                if not (folder / REPORT).is_file():
-                    self._report(config, folder)
-                    try:
-                        with tracking(config, folder, self.say) as trackers:
-                            trackers.keep(folder)
-                    except TrackerError as error:
-                        self.say(f"warning: {error}")
-        idist.barrier()
+        with _alone(folder):
+            write_atomic(folder / "config.yaml", to_yaml(config).encode())
+            if (folder / REPORT).is_file():
+                return
+            self._report(config, folder)
+            try:
+                with tracking(config, folder, self.say) as trackers:
+                    trackers.keep(folder)
+            except TrackerError as error:
+                self.say(f"warning: {error}")
 
     def _run(
         self,

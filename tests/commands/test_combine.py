@@ -4,6 +4,7 @@ and they are run folders like any other, through PyTorch and through ONNX."""
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,19 @@ def test_what_cannot_be_combined(
     assert infer.main(argv) == 1
     assert f"maskcls-combine {groups[0]}" in capsys.readouterr().err
     assert combine.main([str(runs[0]), str(fold), *place]) == 0  # different splits may be one
+
+
+def test_copies_of_the_data_would_count_people_twice(
+    runs: list[Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, copy = tmp_path / "exp", tmp_path / "copy"
+    shutil.copytree(runs[1], other)
+    shutil.copytree(root / "data" / "train", copy)
+    config = other / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace(str(root / "data" / "train"), str(copy)))
+    line = fails([str(runs[0]), str(other), "--model-dir", str(tmp_path / "models")], capsys)
+    assert "in different folders; give them one place with maskcls-train --resume" in line
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_table_of_the_eval_folder_is_scored(ensembles: Path, root: Path, tmp_path: Path) -> None:

@@ -272,6 +272,11 @@ def test_interrupted_and_resumed_by_another_number_of_processes(
     alone = start(1, **settings)
     assert alone.code == 0, alone.err
     assert_close(folder, folder.with_name("exp2"))
+    (folder / "report.html").unlink()
+    done = start(3, "--resume", str(folder))
+    assert done.code == 0, done.err
+    assert (folder / "report.html").is_file()
+    assert f"{folder} is finished: " in done.out
 
 
 def test_ctrl_c_reaches_torchrun_and_its_processes(data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from maskcls.config import resolve
 from maskcls.data.runs import people_of_run
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
-from maskcls.errors import CheckpointError, ConfigError, TrainingError
+from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
 from maskcls.files import locked
 from maskcls.manifest import Manifest
 from maskcls.provenance import fingerprint
@@ -206,6 +206,34 @@ def test_a_finished_run_gets_the_report_that_it_lacks(
     assert len((folder / "report.html").read_bytes()) == pytest.approx(len(report), rel=0.05)
     after = {name: content for name, (content, _) in bytes_of(folder).items()}
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("why", ["data", "tracker"])
+def test_a_report_that_cannot_be_had_leaves_a_finished_run_finished(
+    data: Path, whole: Callable[[str], Path], tmp_path: Path, why: str
+) -> None:
+    folder = tmp_path / "exp"
+    shutil.copytree(whole("early"), folder)
+    (folder / "report.html").unlink()
+    train, away = data / "train", data / "away"
+    if why == "data":
+        train.rename(away)
+    else:
+        (folder / "trackers.json").write_text("no JSON")
+    said: list[str] = []
+    try:
+        assert resume(folder, say=said.append).epochs == 3
+    finally:
+        if why == "data":
+            away.rename(train)
+    assert said[0] == f"{folder} is finished: 3 epochs"
+    [warning] = said[1:]
+    assert warning.startswith("warning: ")
+    assert ("no such data folder" if why == "data" else "not JSON") in warning
+    assert (folder / "report.html").is_file() == (why == "tracker")
+    if why == "data":  # asked for, and so an error
+        with pytest.raises(DataError, match="no such data folder"):
+            resume(folder, {"data_dir": (str(away),)}, say=said.append)
 
 
 def test_a_finished_run_learns_where_its_data_are_now(
