@@ -17,10 +17,12 @@ import copy
 import errno
 import faulthandler
 import json
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,10 @@ def compare(pictures: int) -> None:
     idist.finalize()
 
 
-def work(request: dict[str, Any]) -> None:
+def work(request: dict[str, Any], forked: Barrier) -> None:
+    # The agent's store looks up the name of who connects, in a thread: a process forked meanwhile
+    # would have the C library's lock of such look-ups held for ever.
+    forked.wait()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)  # the agent's handlers, which an exec would drop
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -137,8 +142,9 @@ def answer(request: dict[str, Any]) -> int:
     signal.alarm(120)  # a trial that hangs is a status, too
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    forked = multiprocessing.get_context("fork").Barrier(request["processes"])
     if request["processes"] == 1:
-        work(request)
+        work(request, forked)
         return 0
     config = LaunchConfig(
         min_nodes=1,
@@ -152,7 +158,7 @@ def answer(request: dict[str, Any]) -> int:
         start_method="fork",
     )
     try:
-        elastic_launch(config, work)(request)
+        elastic_launch(config, work)(request, forked)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         return 1
