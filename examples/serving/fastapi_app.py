@@ -59,6 +59,7 @@ def predict(picture: UploadFile, request: Request) -> Prediction:
 
 
 @app.get("/health")
-def health(request: Request) -> dict[str, str]:
+async def health(request: Request) -> dict[str, str]:
     """Answers where pictures can be labelled."""
+    # With `async`, it waits for no picture: no thread is asked for.
     return {"status": "ok", "provider": request.app.state.classifier.provider}

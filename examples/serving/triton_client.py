@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from maskcls.errors import PictureError
 from maskcls.images import read_image
@@ -34,9 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("pictures", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--url", default="localhost:8000", help="default: localhost:8000")
     args = parser.parse_args(argv)
+    try:
+        return label(args.url, args.pictures)
+    except (InferenceServerException, OSError) as error:
+        print(f"error: {args.url}: {error}", file=sys.stderr)
+        return 1
+
+
+def label(url: str, pictures: Sequence[Path]) -> int:
+    """Prints a line a picture; returns the exit code."""
     code = 0
-    with triton.InferenceServerClient(args.url) as client:
-        for path in args.pictures:
+    with triton.InferenceServerClient(url) as client:
+        for path in pictures:
             try:
                 pixels = np.asarray(read_image(path))[None]  # (1, H, W, 3), uint8 RGB
             except PictureError as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskcls.commands._run import guarded
+from maskcls.commands._run import command_line, guarded
 from maskcls.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -249,10 +249,11 @@ def _audit(oof: Sequence[Path], out: Path, top: int | float, *, pictures: bool) 
         f"{len(proposed) - kept} new corrections"
         + (f", {kept} of {len(audit.fixes)} earlier ones" if audit.fixes else "")
     )
-    folders = " ".join(f"--data-dir {folder}" for folder in audit.data_dirs)
+    folders = [word for folder in audit.data_dirs for word in ("--data-dir", folder)]
+    command = command_line(["maskcls-train", "--task", "all", *folders, "--fixes", table])
     print(
         f"next: look at {out / 'audit.html'}, take out of {table} what is right as it is, then "
-        f"maskcls-train {folders} --fixes {table}"
+        f"{command}"
     )
     return 0
 

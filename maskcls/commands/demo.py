@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.model is None and args.fetch is None:
         raise ConfigError("--model is missing; give the maskcls.onnx of maskcls-export")
+    if args.model is None and args.out is not None:
+        raise ConfigError("--out: which networks the page is of is missing; give --model, too")
 
     from maskcls.files import cache_folder
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import as_one, guarded
+from maskcls.commands._run import as_one, command_line, guarded
 from maskcls.commands.train import add_settings, check_values, default_places
-from maskcls.config import file_values, read_yaml
+from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, file_values, read_yaml
 from maskcls.errors import ConfigError, StudyError, unknown
 from maskcls.labels import TASKS
 from maskcls.launch import refuse_several
@@ -123,9 +123,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             only_best=only_best,
         )
     except (KeyboardInterrupt, SystemExit):
-        more = [f"--trials {trials}" if trials is not None else f"--minutes {minutes:g}"]
-        more += [f"--pruner {pruner}"] * (pruner != "median") + ["--only-best"] * only_best
-        print(f"interrupted; go on with: maskcls-search --study {study} {' '.join(more)}")
+        words = ["maskcls-search", "--study", study]
+        words += ["--trials", trials] if trials is not None else []
+        words += ["--minutes", f"{minutes:g}"] if minutes is not None else []
+        words += ["--pruner", pruner] if pruner != "median" else []
+        words += ["--only-best"] if only_best else []
+        for name in sorted(flags.keys() & (MACHINE_FIELDS | PLACE_FIELDS)):  # not in the study
+            for value in flags[name] if name == "data_dir" else [flags[name]]:
+                words += [f"--{name.replace('_', '-')}", value]
+        print(f"interrupted; go on with: {command_line(words)}")
         raise
     best = best_of(ended)
     if best is None:
@@ -176,7 +182,7 @@ def _study(
         given = file_values(values, own) | flags
         return open_study_folder(folder, given, space, str(space_file))
     task = task or values.get("task") or "mask_gender"
-    if task not in TASKS:
+    if task not in list(TASKS):  # a list in a file has no hash
         raise ConfigError(f"{unknown('task', str(task), TASKS)} (a study is of one task)")
     check_values(task, values, flags, file)
     given = file_values(values, task) | flags

@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
-import shlex
-import subprocess
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import as_one, env_default, env_help, guarded, offer
+from maskcls.commands._run import (
+    as_one,
+    command_line,
+    env_default,
+    env_help,
+    guarded,
+    offer,
+)
 from maskcls.config import (
     CLASS_WEIGHT_NAMES,
     CRITERION_NAMES,
@@ -212,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         words = ["maskcls-infer", "--model", config.model_dir, "--images", "DIR"]
         words += ["--out", "output.csv"]
-    print(f"next: {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}")
+    print(f"next: {command_line(words)}")
     return 0
 
 

@@ -47,21 +47,24 @@ def read_fixes(path: Path) -> list[Fix]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)  # else one quote hides all that follows
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(
                     f"{path}: no column {', '.join(missing)}; needs {','.join(COLUMNS)}"
                 )
-            fixes = [Fix(*((row[name] or "").strip() for name in COLUMNS)) for row in reader]
+            fixes, lines = [], []
+            for row in reader:
+                fixes.append(Fix(*((row[name] or "").strip() for name in COLUMNS)))
+                lines.append(reader.line_num)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV table in UTF-8: {error}") from None
     seen: set[tuple[str, str]] = set()
-    for number, fix in enumerate(fixes, start=2):
+    for fix, number in zip(fixes, lines, strict=True):
         where = f"{path}, line {number}"
-        fields = PICTURE_FIELDS if "/" in fix.target else PERSON_FIELDS
+        fields = fields_of(fix.target)
         if fix.field not in fields:
             raise DataError(f"{where}: {unknown('field', fix.field, fields)} for {fix.target!r}")
         try:
@@ -74,6 +77,11 @@ def read_fixes(path: Path) -> list[Fix]:
             raise DataError(f"{where}: {fix.field} of {fix.target!r} is corrected twice")
         seen.add(key)
     return fixes
+
+
+def fields_of(target: str) -> tuple[str, ...]:
+    """What can be corrected there."""
+    return PICTURE_FIELDS if "/" in target else PERSON_FIELDS
 
 
 def write_fixes(path: Path, fixes: Iterable[Fix]) -> None:
@@ -130,7 +138,7 @@ def parse_label(field: str, value: str) -> int | str:
     if field == "age":
         AgeLabels.from_number(value)
         return int(value)
-    return _parse_mask(value) if field == "mask" else value
+    return _parse_mask(value) if field == "mask" else nfc(value)
 
 
 def _parse_mask(value: str) -> MaskLabels:

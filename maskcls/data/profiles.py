@@ -159,7 +159,7 @@ def iter_table(table: Path, images: Path) -> Iterator[Profile | DataError]:
     on_disk = {nfc(folder.name): folder for folder in images.iterdir()}
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)  # else one quote hides all that follows
             missing = [name for name in PROFILE_COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{table}: no column {', '.join(missing)}")
@@ -191,7 +191,8 @@ def _from_row(row: dict[str, str | None], images: Path) -> Profile:
         raise DataError(f"path {path!r} is not the name of a person's folder")
     gender = GenderLabels.from_str(cells["gender"])
     AgeLabels.from_number(cells["age"])
-    return Profile(images / path, cells["id"], gender, cells["race"], int(cells["age"]))
+    number, race = nfc(cells["id"]), nfc(cells["race"])
+    return Profile(images / path, number, gender, race, int(cells["age"]))
 
 
 def _from_folders(images: Path) -> list[Profile]:
@@ -210,7 +211,7 @@ def profile_of_folder(folder: Path) -> Profile:
         DataError: the name does not parse.
     """
     try:
-        return Profile(folder, *parse_folder_name(folder.name))
+        return Profile(folder, *parse_folder_name(nfc(folder.name)))
     except DataError as error:
         raise DataError(f"{folder.parent}: {error}") from None
 

@@ -1,7 +1,8 @@
 """The built-in sample: faces drawn by this program, in exactly the competition's layout, so that
 the quick start runs with no data at all.
 
-    ROOT/sample.json                                    version, seed, counts: marks it complete
+    ROOT/sample.json                                    version, seed, counts, digest of each file:
+                                                        marks it complete
     ROOT/train/train.csv                                id,gender,race,age,path
     ROOT/train/images/000001_male_Asian_24/mask1.jpg    seven pictures a person
     ROOT/eval/info.csv, gt.csv                          ImageID,ans: blank, and the truth
@@ -22,7 +23,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -35,6 +36,7 @@ from maskcls.labels import AGE_BOUNDS, MASK_OF_STEM, AgeLabels, GenderLabels
 
 VERSION = 1  # raise it whenever the pictures change, so that old samples are remade
 MARKER = "sample.json"
+_FILES = "files"  # of the marker
 LEAST_PEOPLE = len(GenderLabels) * len(AgeLabels)  # one for each gender and age group
 EVAL_START = 500_000  # eval ids begin above it, so the eval set is the same for any size of train
 ANSWER_COLUMNS = ("ImageID", "ans")
@@ -68,8 +70,13 @@ def ensure_sample(
 ) -> Path:
     """`root`, holding the sample: the one that is there if it is complete and of this version, seed
     and size, otherwise a new one. Raises as `make_sample`."""
-    if _read_marker(root) == _marker(people, eval_people, seed):
-        return root
+    wanted = _marker(people, eval_people, seed)
+    try:
+        marker = _read_marker(root)
+        if marker.items() >= wanted.items() and marker.get(_FILES) == _digests(root):
+            return root
+    except OSError as error:
+        raise DataError(f"{root}: {error.strerror or error}") from error
     return make_sample(root, people, eval_people, seed, progress)
 
 
@@ -87,7 +94,7 @@ def make_sample(
 
     Raises:
         ConfigError: too few or too many people, or a negative seed.
-        DataError: `root` holds something that is not a sample, or cannot be written.
+        DataError: `root` holds something that is not a sample's, or cannot be written.
     """
     for name, count in (("people", people), ("eval_people", eval_people)):
         if not LEAST_PEOPLE <= count < EVAL_START:
@@ -95,8 +102,8 @@ def make_sample(
     if seed < 0:
         raise ConfigError(f"seed {seed} is negative")
     try:
-        if root.exists() and not _is_sample(root) and not _is_empty_folder(root):
-            raise DataError(f"{root} is there and is no sample; name another folder or remove it")
+        if root.exists():
+            _check_replaceable(root)
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
             draft = Path(scratch) / "new"
@@ -107,8 +114,8 @@ def make_sample(
                 _write_eval(
                     draft / "eval", plan_people(EVAL_START + 1, eval_people, seed), seed, bar
                 )
-            marker = json.dumps(_marker(people, eval_people, seed), indent=2)
-            (draft / MARKER).write_text(marker + "\n", encoding="utf-8")
+            marker = _marker(people, eval_people, seed) | {_FILES: _digests(draft)}
+            (draft / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
             if root.exists():
                 root.rename(Path(scratch) / "old")  # goes with the scratch folder
             draft.rename(root)
@@ -121,21 +128,41 @@ def _marker(people: int, eval_people: int, seed: int) -> dict[str, int]:
     return {"version": VERSION, "seed": seed, "people": people, "eval_people": eval_people}
 
 
-def _read_marker(root: Path) -> object:
+def _read_marker(root: Path) -> dict[str, Any]:
     try:
-        return json.loads((root / MARKER).read_text(encoding="utf-8"))
+        marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return marker if isinstance(marker, dict) else {}
 
 
-def _is_sample(root: Path) -> bool:
-    """Also a damaged one. What holds anything else is somebody's own, and is not replaced."""
-    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    return MARKER in names and names <= {MARKER, "train", "eval"}
+def _digests(root: Path) -> dict[str, str]:
+    """Of every file but the marker."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path != root / MARKER
+    }
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _check_replaceable(root: Path) -> None:
+    """An empty folder is, and a sample, also one that has lost files or its marker's other values.
+    A file that is not as it was drawn may be somebody's own.
+
+    Raises:
+        DataError: `root` holds such a file, or is no sample.
+    """
+    known = _read_marker(root).get(_FILES)
+    if not isinstance(known, dict):
+        if root.is_dir() and not any(root.iterdir()):
+            return
+        raise DataError(f"{root} is there and is no sample; name another folder or remove it")
+    own = [name for name, digest in _digests(root).items() if known.get(name) != digest]
+    if own:
+        raise DataError(
+            f"{root} holds {len(own)} files that are not as the sample was drawn, first: {own[0]}; "
+            "name another folder, or move them if they are yours and remove it"
+        )
 
 
 def _write_train(

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maskcls.data.fixes import PERSON_FIELDS, PICTURE_FIELDS, Fix
+from maskcls.data.fixes import Fix, fields_of
 from maskcls.data.profiles import nfc
 from maskcls.errors import ConfigError, DataError
 from maskcls.labels import Task, get_task
@@ -106,9 +106,9 @@ def _read_description(file: Path) -> tuple[Task, tuple[Fix, ...]]:
         values = json.loads(file.read_text("utf-8"))
         task = get_task(str(values["task"]))
         fixes = tuple(Fix(**fix) for fix in values.get("fixes", ()))
-        if any(fix.field not in (*PERSON_FIELDS, *PICTURE_FIELDS) for fix in fixes) or not all(
-            isinstance(cell, str) for fix in fixes for cell in astuple(fix)
-        ):
+        if not all(isinstance(cell, str) for fix in fixes for cell in astuple(fix)):
+            raise ValueError
+        if any(fix.field not in fields_of(fix.target) for fix in fixes):
             raise ValueError
         return task, fixes
     except OSError as error:

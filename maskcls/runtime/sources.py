@@ -99,7 +99,7 @@ def _read_list(table: Path, folder: Path) -> list[Source]:
     if table.suffix.lower() == ".txt":
         names = [name for line in io.StringIO(text, newline=None) if (name := line.strip())]
     else:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             column = next((name for name in ID_COLUMNS if name in (reader.fieldnames or ())), None)
             if column is None:

@@ -21,8 +21,8 @@ from maskcls.runtime.labelling import answered_batches
 from maskcls.runtime.session import PROVIDERS, import_onnxruntime
 from maskcls.runtime.sources import Pictures
 
-MIN_PICTURES = 2000
-"""Of a job that is worth some seconds of measuring."""
+WORTH = 2.5
+"""So many times the pictures that the measurements compute, a job has to have to be worth them."""
 BATCHES = 4
 """Of each lane, in a measurement."""
 TURNS = 2
@@ -52,9 +52,12 @@ def tuned(
     key = _key(engine, batch_size)
     lanes = _recall(memory, key)
     if lanes not in choices:
-        if len(sources) < MIN_PICTURES:
+        count = BATCHES * max(choices) * batch_size
+        if len(sources) < WORTH * count * len(choices) * (TURNS + 1):
             return engine
-        lanes = fastest_lanes(engine, sources, batch_size, workers)
+        lanes = fastest_lanes(engine, sources[:count], batch_size, workers)
+        if lanes is None:
+            return engine
         _remember(memory, key, lanes)
         say(f"{lanes} of {', '.join(map(str, choices))} batches at once label fastest here")
     # With fewer batches some lanes would soon have nothing to do.
@@ -76,19 +79,22 @@ def _with_lanes(engine: Engine, lanes: int) -> Engine:
     return open_onnx([Path(model.path) for model in engine.models], "cpu", lanes)
 
 
-def fastest_lanes(engine: Engine, sources: Pictures, batch_size: int, workers: int) -> int:
-    """Measured from file to answer on the first of the pictures, some seconds long."""
+def fastest_lanes(engine: Engine, sample: Pictures, batch_size: int, workers: int) -> int | None:
+    """Measured from file to answer. None where most of the pictures cannot be read, which says
+    nothing about the others."""
     choices = lane_choices(usable_cores())
     engines = [_with_lanes(engine, lanes) for lanes in choices]
-    sample = list(sources[: BATCHES * max(choices) * batch_size])
     rates = dict.fromkeys(choices, 0.0)
     for turn in range(TURNS + 1):  # the first is not counted: allocation, page cache
         for one in engines if turn % 2 else reversed(engines):
             began = time.perf_counter()
-            for _ in answered_batches(one, sample, batch_size, workers):
-                pass
+            answered = sum(
+                len(answers) for _, answers in answered_batches(one, sample, batch_size, workers)
+            )
+            if answered < len(sample) / 2:
+                return None
             if turn:
-                rate = len(sample) / (time.perf_counter() - began)
+                rate = answered / (time.perf_counter() - began)
                 rates[one.lanes] = max(rate, rates[one.lanes])
     return max(choices, key=rates.__getitem__)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import yaml
@@ -188,11 +188,14 @@ def _dimension(key: str, value: Any, line: str) -> Range | Choices:
         return Range(low, high, log)
     if log:
         raise ConfigError(f"{line}: {key}: log and step do not go together")
-    kinds = (int,) if isinstance(low, int) else (int, float)
-    if type(step) not in kinds or not step > 0:
+    try:
+        width = typed(key, step)  # as low is: YAML takes 1e-3 for a text
+    except ConfigError:
+        width = 0
+    if not width > 0:
         number = "a whole number" if isinstance(low, int) else "a number"
         raise ConfigError(f"{line}: {key}: step {step!r} must be {number} above 0")
-    found = Range(low, high, step=type(low)(step))
+    found = Range(low, high, step=width)
     if not _on_grid(found, high):
         raise ConfigError(f"{line}: {key}: high {high} is no whole number of steps above low {low}")
     return found
@@ -235,4 +238,7 @@ def _on_grid(dimension: Range, value: float) -> bool:
         return True
     # Decimal: 0.3 is three steps of 0.1.
     low, step, own = (Decimal(str(number)) for number in (dimension.low, dimension.step, value))
-    return (own - low) % step == 0
+    try:
+        return (own - low) % step == 0
+    except InvalidOperation:  # more steps than Decimal has digits
+        return False

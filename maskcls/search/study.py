@@ -25,6 +25,7 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    distribution_to_json,
 )
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.storages import JournalStorage
@@ -32,10 +33,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from maskcls.checkpoints import find_checkpoint
-from maskcls.config import MACHINE_FIELDS
+from maskcls.config import MACHINE_FIELDS, differences
 from maskcls.errors import ConfigError, StudyError, TrainingError, WeightsError
 from maskcls.files import locked, write_atomic
-from maskcls.search.folder import JOURNAL, StudyFolder
+from maskcls.search.folder import CONFIG, JOURNAL, SPACE, StudyFolder
 from maskcls.search.results import TrialResult, best_of, short, text_of, write_results
 from maskcls.search.space import Choices, Range, Space
 from maskcls.training import resume, train
@@ -49,6 +50,7 @@ FAILED_IN_A_ROW = 5
 FEW_TRIALS = 5
 """Fewer that were trained to the end have no median to fall behind, and do not say what matters."""
 _NUMBER, _REASON = "number", "reason"  # attributes of Optuna's trials
+_CONFIG, _SPACE = "config", "space"  # and of its study
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -94,6 +96,7 @@ class _Search:
         self.distributions = distributions(folder.space)
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # what there is to say is said here
         self.study = open_study(folder.path / JOURNAL, create_pruner(pruner, folder.config.epochs))
+        self._check_unchanged()
         self._pick_up()
 
     def run(self, trials: int | None, minutes: float | None) -> list[TrialResult]:
@@ -109,6 +112,29 @@ class _Search:
                 )
         self._write()
         return self._ended()
+
+    def _check_unchanged(self) -> None:
+        """Notes in a new study's journal what it is about.
+
+        Raises:
+            StudyError: its files say something else by now.
+        """
+        config = self.folder.config.to_dict()
+        space = {key: distribution_to_json(one) for key, one in self.distributions.items()}
+        before = self.study.user_attrs
+        if _SPACE not in before:  # the last to be noted
+            self.study.set_user_attr(_CONFIG, config)
+            self.study.set_user_attr(_SPACE, space)
+            return
+        changed = differences(self.folder.config, before[_CONFIG], "the study")
+        if space != before[_SPACE]:
+            changed.append(f"another space in {SPACE}")
+        if changed:
+            raise StudyError(
+                f"{self.folder.path}: has changed since its trials were made, whose scores are of "
+                f"{CONFIG} and {SPACE} as they were: {'; '.join(changed)}. Put them back, or begin "
+                "another study with --space"
+            )
 
     def _pick_up(self) -> None:
         """Trials that were broken off go on first; a new study begins with the config as it is."""

@@ -38,7 +38,9 @@ def test_from_the_table_to_corrected_data(oof: Path, tmp_path: Path, capsys: Cap
     assert lines[0] == "mask: of 210 labels of pictures 0 are contradicted; 0 to look at"
     assert lines[1] == "gender: of 30 labels of people 1 are contradicted; 1 to look at"
     assert lines[2].endswith("fixes.csv: 1 new corrections")
-    assert lines[3].endswith(f"maskcls-train --data-dir {root} --fixes {out / 'fixes.csv'}")
+    assert lines[3].endswith(
+        f"maskcls-train --task all --data-dir {root} --fixes {out / 'fixes.csv'}"
+    )
     assert sorted(path.name for path in out.iterdir()) == ["audit.html", "fixes.csv", "ranking.csv"]
     after = tmp_path / "after.json"
     fixed = ["check", str(root), "--fixes", str(out / "fixes.csv"), "--json", str(after)]
@@ -61,8 +63,14 @@ def test_a_reviewed_table_is_not_lost(oof: Path, tmp_path: Path, capsys: Capture
     assert [path.name for path in out.iterdir()] == ["fixes.csv"]
 
 
-@pytest.mark.parametrize(("top", "pictures"), [("1", 7), ("50%", 7), ("0.5", 7)])
-def test_top(oof: Path, tmp_path: Path, top: str, pictures: int) -> None:
+@pytest.mark.parametrize(("top", "pictures"), [("1", 7), ("3%", 7), ("0.5", 14), ("5", 14)])
+def test_top(data_dir: DataDir, tmp_path: Path, top: str, pictures: int) -> None:
+    root = data_dir(30)
+    truth = read_profiles(root)
+    for number in (4, 7):
+        truth[number] = replace(truth[number], gender=GenderLabels(1 - truth[number].gender))
+    given = answers(np.random.default_rng(0), TASKS["mask_gender"], truth)
+    oof = write_oof(tmp_path / "oof.csv", "mask_gender", root, read_profiles(root), given)
     assert main(["audit", "--oof", str(oof), "--out", str(tmp_path / "a"), "--top", top]) == 0
     assert (tmp_path / "a" / "audit.html").read_text("utf-8").count("<img") == pictures
 

@@ -35,6 +35,13 @@ def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "maskcls.onnx: damaged, truncated or no ONNX file" in error_of(capsys)
 
 
+def test_a_page_of_no_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    assert main(["--fetch", "package.tgz", "--out", str(out)]) == 2
+    assert "--out: which networks the page is of is missing" in error_of(capsys)
+    assert not out.exists()
+
+
 def test_no_package_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--cache", str(tmp_path / "cache"), "--fetch", str(tmp_path / "package.tgz")]
     assert main(arguments) == 1

@@ -82,6 +82,8 @@ def test_stale_fixes(
         (["p,age,twenty,20,"], "line 2: age 'twenty'"),
         (["p/normal.jpg,mask,normal,worn,"], "line 2: unknown mask label 'worn'"),
         (["p,age,20,21,", "p,age,20,22,"], "line 3: age of 'p' is corrected twice"),
+        (["", "", "p,age,20,21,", "p,age,20,22,"], "line 5: age of 'p' is corrected twice"),
+        (['p,age,20,21,"told us so', "q,age,20,22,x"], "not a CSV table"),
     ],
 )
 def test_bad_tables(tmp_path: Path, rows: list[str], reason: str) -> None:

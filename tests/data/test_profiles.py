@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from maskcls.data.fixes import Fix, apply_fixes
 from maskcls.data.profiles import (
     iter_table,
     list_pictures,
@@ -80,6 +81,11 @@ def test_nfd_folders_are_the_people_of_an_nfc_table(data_dir: DataDir) -> None:
     (profile,) = read_profiles(root)
     assert profile.person == name
     assert profile.folder == decomposed
+    (root / "train.csv").unlink()
+    (from_name,) = read_profiles(root)
+    assert from_name.race == profile.race == "한국"
+    fix = Fix(name, "race", unicodedata.normalize("NFD", "한국"), "Asian", "")
+    assert [one.race for one in apply_fixes([from_name], [fix])] == ["Asian"]
 
 
 def test_table_with_a_byte_order_mark(data_dir: DataDir) -> None:
@@ -87,6 +93,16 @@ def test_table_with_a_byte_order_mark(data_dir: DataDir) -> None:
     table = root / "train.csv"
     table.write_text(table.read_text("utf-8"), "utf-8-sig")
     assert len(read_profiles(root)) == 6
+
+
+def test_a_quote_that_is_not_closed_hides_nobody(data_dir: DataDir) -> None:
+    root = data_dir(6)
+    table = root / "train.csv"
+    lines = table.read_text("utf-8").splitlines()
+    lines[3] = lines[3].replace(",Asian,", ',"Asian,')
+    table.write_text("\n".join(lines) + "\n", "utf-8")
+    with pytest.raises(DataError, match="not a CSV table"):
+        read_profiles(root)
 
 
 @pytest.mark.parametrize("name", ["001498-1_female_Asian_23", "1_MALE_a b_0"])

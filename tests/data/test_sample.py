@@ -223,22 +223,45 @@ def test_ensure_remakes_another_sample(tmp_path: Path, change: dict[str, int]) -
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("text", ['{"version": 0}', "", "[1"])
-def test_ensure_remakes_an_older_or_damaged_sample(tmp_path: Path, text: str) -> None:
+def test_ensure_remakes_an_older_or_damaged_sample(tmp_path: Path) -> None:
     root = ensure_sample(tmp_path / "demo", **SMALL)
-    complete = (root / MARKER).read_text()
-    (root / MARKER).write_text(text)
+    complete = bytes_of(root)
+    marker = json.loads(complete[MARKER])
+    (root / MARKER).write_text(json.dumps(marker | {"version": 0}))
     ensure_sample(root, **SMALL)
-    assert (root / MARKER).read_text() == complete
+    assert bytes_of(root) == complete
+    (root / "eval" / "gt.csv").unlink()
+    ensure_sample(root, **SMALL)
+    assert bytes_of(root) == complete
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_sample_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"version": 0}', "", "[1", "[1]", '{"files": 3}'])
+def test_whose_files_those_of_a_damaged_marker_are_is_not_known(tmp_path: Path, text: str) -> None:
     root = ensure_sample(tmp_path / "demo", **SMALL)
-    (root / "thesis.txt").write_text("years of work")
+    (root / MARKER).write_text(text)
+    before = bytes_of(root)
     with pytest.raises(DataError, match="is no sample"):
-        ensure_sample(root, **SMALL | {"people": 7})
-    assert (root / "thesis.txt").read_text() == "years of work"
+        ensure_sample(root, **SMALL)
+    assert bytes_of(root) == before
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("change", [{}, {"people": 7}])
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "train/images/000900_male_Asian_24/mask1.jpg", "train/train.csv"]
+)
+def test_a_sample_with_something_else_in_it_is_left_alone(
+    tmp_path: Path, name: str, change: dict[str, int]
+) -> None:
+    root = ensure_sample(tmp_path / "demo", **SMALL)
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("years of work")
+    before = bytes_of(root)
+    with pytest.raises(DataError, match=f"1 files .* first: {name};"):
+        ensure_sample(root, **SMALL | change)
+    assert bytes_of(root) == before
+    assert list(tmp_path.iterdir()) == [root]
 
 
 @pytest.mark.usefixtures("undrawn")

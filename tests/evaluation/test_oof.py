@@ -97,6 +97,11 @@ def test_bad_tables(tmp_path: Path, lines: list[str], reason: str) -> None:
             '"new": "female", "why": ""}]}',
             'and "fixes" as',
         ),
+        (
+            '{"task": "gender", "fixes": [{"target": "a", "field": "mask", "old": "mask", '
+            '"new": "normal", "why": ""}]}',
+            'and "fixes" as',
+        ),
         ('{"task": "gender", "fixes": 3}', 'and "fixes" as a table of fixes'),
         ('{"task": "age"}', "no column p_2; of the task age, which has 3 classes"),
     ],

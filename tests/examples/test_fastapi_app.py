@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from maskcls.errors import PictureError
 from maskcls.images import read_image
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.manifest import ONNX_KEY, OnnxManifest
@@ -28,6 +32,7 @@ from tests.runtime.test_session import network
 for package in ("fastapi", "python_multipart", "httpx", "uvicorn"):
     pytest.importorskip(package)
 
+import anyio.to_thread
 import httpx
 
 APP = Path(__file__).resolve().parents[2] / "examples" / "serving" / "fastapi_app.py"
@@ -168,3 +173,37 @@ def test_a_request_without_a_length_is_limited_too(client: httpx.Client, folder:
     path = folder / "사진.jpg"
     done = client.post("/predict", files={"picture": path.read_bytes()})
     check(done.json(), path, folder)
+
+
+def test_health_is_answered_while_all_threads_are_busy() -> None:
+    spec = importlib.util.spec_from_file_location("fastapi_app", APP)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    begun, free = threading.Event(), threading.Event()
+
+    class Busy:
+        provider = "CPUExecutionProvider"
+
+        def predict(self, content: bytes) -> Any:
+            begun.set()
+            free.wait(60)
+            raise PictureError("the picture: was none")
+
+    async def ask() -> None:
+        module.app.state.classifier = Busy()
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+        transport = httpx.ASGITransport(module.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            files = {"picture": ("a.jpg", b"x")}
+            asked = [asyncio.create_task(client.post("/predict", files=files)) for _ in range(3)]
+            try:
+                while not begun.is_set():
+                    await asyncio.sleep(0.01)
+                health = await asyncio.wait_for(client.get("/health"), 30)
+            finally:
+                free.set()
+            assert health.status_code == 200
+            assert {one.status_code for one in await asyncio.gather(*asked)} == {422}
+
+    asyncio.run(ask())

@@ -155,6 +155,7 @@ def test_both_forms_are_two_pictures(tmp_path: Path) -> None:
         (b"ImageID\n\xff\xfe.jpg\n", "not UTF-8"),
         (b"ImageID\n" + b"a" * 200_000 + b"\n", "not a CSV table"),
         (b"a" * 200_000 + b"\n", "not a CSV table"),
+        (b'ImageID,ans\na.jpg,"0\nb.jpg,0\n', "not a CSV table"),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:

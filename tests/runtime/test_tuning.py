@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 from PIL import Image
 
 from maskcls.runtime import Engine, Source, list_pictures, open_onnx, tuning
-from maskcls.runtime.labelling import answered_batches
+from maskcls.runtime.labelling import Decoded, answered_batches
 from maskcls.runtime.tuning import FILE, lane_choices, tuned
 from tests.runtime.test_session import network
 
 COUNT = 40
+Answered = tuple[list[Decoded], np.ndarray]
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def sources(tmp_path: Path) -> list[Source]:
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "usable_cores", lambda: 4)
-    monkeypatch.setattr(tuning, "MIN_PICTURES", COUNT)
+    # Measured are 3 choices, 3 times, of 4 batches for each of 4 lanes.
+    monkeypatch.setattr(tuning, "WORTH", COUNT / (3 * 3 * 4 * 4 * 4))
 
 
 @pytest.fixture
@@ -49,10 +52,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lanes of each measurement, of which two are the fastest."""
     found: list[int] = []
 
-    def slowly(engine: Engine, *_: object) -> Iterator[None]:
+    def slowly(engine: Engine, sources: Sequence[Source], *_: object) -> Iterator[Answered]:
         found.append(engine.lanes)
         time.sleep(0.01 if engine.lanes == 2 else 0.05)
-        yield None
+        yield [], np.zeros((len(sources), 18))
 
     monkeypatch.setattr(tuning, "answered_batches", slowly)
     return found
@@ -83,7 +86,7 @@ def test_the_fastest_is_taken_and_remembered(
     assert ask(engine, sources[:16], tmp_path).lanes == 2  # a small job profits
     assert ask(engine, sources[:15], tmp_path) is engine  # not enough for two lanes
     assert measured == []
-    ask(engine, sources, tmp_path, batch_size=5)  # may differ
+    ask(engine, sources, tmp_path, batch_size=3)  # may differ
     assert set(measured) == {1, 2, 4}
 
 
@@ -92,6 +95,14 @@ def test_a_small_job_is_not_kept_waiting(
 ) -> None:
     assert ask(engine, sources[:-1], tmp_path) is engine
     assert measured == []
+
+
+def test_pictures_that_cannot_be_read_say_nothing(
+    engine: Engine, sources: list[Source], tmp_path: Path
+) -> None:
+    gone = [replace(source, path=tmp_path / "gone") for source in sources]
+    assert ask(engine, gone, tmp_path) is engine
+    assert not (tmp_path / FILE).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b"[" * 100_000, None])

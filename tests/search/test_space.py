@@ -13,7 +13,7 @@ BASE = resolve("age", "scratch")
 
 SPACE = """\
 lr: {low: 5e-4, high: 0.01, log: true}
-mixup: {low: 0, high: 0.3, step: 0.1}
+mixup: {low: 0, high: 3e-1, step: 1e-1}
 epochs: {low: 6, high: 12, step: 3}
 batch_size: {low: 16, high: 64}
 class_weights: [none, sqrt]
@@ -64,7 +64,9 @@ def test_what_a_trial_can_have() -> None:
         ("mixup: {low: 0.0, high: 0.3, step: 0.2}", 1, "high 0.3 is no whole number of steps"),
         ("epochs: {low: 5, high: 9, step: 5}", 1, "high 9 is no whole number of steps"),
         ("mixup: {low: 0.0, high: 0.3, step: .nan}", 1, "step nan must be a number above 0"),
+        ("mixup: {low: 0.0, high: 0.3, step: 1e-30}", 1, "high 0.3 is no whole number of steps"),
         ("epochs: {low: 5, high: 9, step: 0.5}", 1, "step 0.5 must be a whole number above 0"),
+        ("epochs: {low: 5, high: 9, step: true}", 1, "step True must be a whole number above 0"),
         ("epochs: {low: 5.0, high: 9}", 1, "epochs 5.0: must be int"),
         ("epochs: {low: 0, high: 9}", 1, "epochs 0: must be 1 or more"),
         ("lr: 0.1", 1, "lr: 0.1 is neither a list of choices nor a range"),

@@ -294,7 +294,7 @@ def test_a_signal_ends_the_search_and_it_goes_on(
     step: int,
     ended: int,
 ) -> None:
-    argv = [*options, "--pruner", "none", "--only-best"]
+    argv = [*options, "--pruner", "none", "--only-best", "--workers", "1", "--minutes", "600"]
     assert main([*argv, "--study", "whole", "--trials", "3"]) == 0
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -309,7 +309,7 @@ def test_a_signal_ends_the_search_and_it_goes_on(
     finally:
         signal.signal(signal.SIGINT, before)
     out = capsys.readouterr().out
-    again = "--study study --trials 3 --pruner none --only-best"
+    again = "--study study --trials 3 --minutes 600 --pruner none --only-best --workers 1"
     assert f"interrupted; go on with: maskcls-search {again}\n" in out
     assert "--resume" not in out
     assert len(rows(place / "study")) == ended
@@ -392,6 +392,8 @@ def test_what_a_search_refuses(place: Path, options: list[str], fails: Fails) ->
     assert "--minutes nan: must be above 0" in fails([*argv, "--minutes", "nan"], 2)
     argv += ["--trials", "1"]
     assert "unknown task 'all'" in fails([*argv, "--task", "all"], 2)
+    (place / "list.yaml").write_text("task: [age]\n")
+    assert "unknown task" in fails(["--study", "s", "--trials", "1", "--config", "list.yaml"], 2)
     assert "no.yaml: No such file" in fails([*argv, "--space", "no.yaml"], 2)
     (place / "space.yaml").write_text("lr: [0.1, 0.2]\nmodle: [base, vgg19]\n")
     assert "space.yaml, line 2: unknown key 'modle'" in fails(argv, 2)
@@ -401,6 +403,31 @@ def test_what_a_search_refuses(place: Path, options: list[str], fails: Fails) ->
     (place / "study" / "mine.txt").write_text("")
     assert "study: holds other files" in fails(argv, 1)
     assert {path.name for path in (place / "study").iterdir()} == {"mine.txt"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("space.yaml", "clip_norm: [0.0, 1.0]\n", "", "another space"),
+        ("space.yaml", "clip_norm: [0.0, 1.0]", "clip_norm: [0.0, 2.0]", "another space"),
+        ("space.yaml", "clip_norm", "momentum: {low: 0.8, high: 0.95}\nclip_norm", "another space"),
+        ("config.yaml", "epochs: 1\n", "epochs: 2\n", "epochs 2 (the study has 1)"),
+    ],
+)
+def test_a_study_that_was_edited_is_refused(
+    place: Path, options: list[str], fails: Fails, file: str, old: str, new: str, message: str
+) -> None:
+    argv = ["--study", "study", "--trials", "2"]
+    assert main([*options, "--study", "study", "--trials", "1", "--epochs", "1"]) == 0
+    path = place / "study" / file
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), "utf-8")
+    before = results(place / "study")
+    assert message in fails(argv, 1)
+    assert results(place / "study") == before
+    path.write_text(f"# what is tried\n{text}", "utf-8")  # says the same
+    assert main(argv) == 0
 
 
 def test_damage_is_told(place: Path, options: list[str], fails: Fails) -> None:

@@ -6,7 +6,7 @@ const element = (id) => document.getElementById(id);
 const worker = new Worker("worker.js", { type: "module" });
 let model;
 let ready = false;
-let broken = false; // the networks cannot run here, which was said
+let broken = ""; // why the networks cannot run here
 let waiting = null; // the photo that came before the networks were there
 let latest = 0; // number of the photo that was given last; answers about others are dropped
 let shown = null; // its address, to be given back
@@ -53,10 +53,10 @@ function heard(message) {
 }
 
 function failed(reason) {
-  broken = true;
+  broken = `The networks cannot run in this browser: ${reason}`;
   element("loading").hidden = true;
   say("");
-  complain(`The networks cannot run in this browser: ${reason}`);
+  complain(broken);
 }
 
 function say(text) {
@@ -95,9 +95,10 @@ function takeDrops() {
 }
 
 async function take(file, name) {
+  complain(broken);
   if (broken) return;
   const id = ++latest;
-  complain("");
+  waiting = null;
   element("result").hidden = true;
   say(`Looking at ${name}…`);
   try {
@@ -165,7 +166,7 @@ function takeFromCamera() {
   const [open, video] = [element("open-camera"), element("video")];
   open.hidden = false;
   open.addEventListener("click", async () => {
-    complain("");
+    complain(broken);
     open.hidden = true; // at once: a second camera would never be closed
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({
