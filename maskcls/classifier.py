@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,20 @@ COMPLETE = (BRANCHES, ("multi",), ("mask", "gender", "age"))
 class TorchClassifier:
     """Checkpoints that together answer mask, gender and age; see `maskcls.runtime.Engine`.
 
-    `complete`: False takes any networks, which `logits` then asks one by one.
+    `complete`: False takes any networks, which `logits` then asks one by one. `calibrated`: False
+    takes their answers as they were before `--calibration` changed them.
 
     Raises:
         CheckpointError: one that cannot be read, an attribute that none answers, or two do.
     """
 
     def __init__(
-        self, paths: Sequence[Path], device: torch.device, *, complete: bool = True
+        self,
+        paths: Sequence[Path],
+        device: torch.device,
+        *,
+        complete: bool = True,
+        calibrated: bool = True,
     ) -> None:
         self._device = device
         self.provider = device.type
@@ -42,7 +49,13 @@ class TorchClassifier:
         contents = [content for content, _ in opened]
         restored = [restore_model(content, path) for content, path in opened]
         self._networks = [
-            Answer(channels_last(model), manifest).to(device).eval() for model, manifest in restored
+            Answer(
+                channels_last(model),
+                manifest if calibrated else replace(manifest, calibration=None),
+            )
+            .to(device)
+            .eval()
+            for model, manifest in restored
         ]
         self._tasks = [manifest.get_task() for _, manifest in restored]
         self.tasks = tuple(task.name for task in self._tasks)

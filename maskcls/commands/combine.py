@@ -18,7 +18,7 @@ EPILOG = """\
 ensemble     asks all of them and averages their probabilities: the best score, at the price of all
 soup         has the mean of their weights: the price of one. It needs networks that began alike:
              of one pretrained start, or of one run's settings
-greedy-soup  the same, but leaves out each that lowers macro F1 on the people who validated them
+greedy-soup  the same, but leaves out each that lowers macro F1 on people whom none was trained on
 
 What comes of it is a run folder, MODEL_DIR/<task>/<name>, for maskcls-infer, maskcls-evaluate and
 maskcls-export like any other. Runs of several tasks give one for each. Whom one of them has trained
@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             scored = (
                 f"macro F1 {found.scores.macro_f1:.4f}, accuracy {found.scores.accuracy:.4f} on "
                 "people whom none has trained on"
+                + (", by whom they were chosen: it flatters" if args.how == "greedy-soup" else "")
             )
         print(f"{task}: {len(found.members)} of {len(checkpoints)} networks; {scored}")
         print(f"wrote {found.folder / BEST}")

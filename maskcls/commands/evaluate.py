@@ -175,6 +175,11 @@ def _score_runs(args: argparse.Namespace) -> None:
     answered = answer_common_people(checkpoints, engine)
     if answered.unreadable:
         print(f"warning: {answered.unreadable} unreadable pictures are skipped")
+    if answered.seen:
+        print(
+            f"warning: {len(answered.seen)} of these people are in the training of a network that "
+            f"one of these started from, first: {answered.seen[0]}; the scores flatter"
+        )
     truth, predicted = (
         dict(zip(answered.found, labels.tolist(), strict=True))
         for labels in (answered.truth, answered.predicted)

@@ -6,7 +6,6 @@ GROUP/oof.csv, as `maskcls.evaluation.oof` reads it, and beside it oof.csv.json
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,7 +98,8 @@ def answer_out_of_fold(
     unreadable = 0
     for fold, checkpoint in enumerate(checkpoints):
         manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
-        engine = TorchClassifier([checkpoint], device, complete=False)
+        # A fold's calibration was fitted on the people who are answered here.
+        engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
         profiles = people_of_run(checkpoint, manifest, "val")
         _refuse_seen(checkpoint, engine, profiles)
         roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
@@ -269,9 +269,6 @@ def _description(found: OutOfFold) -> dict[str, Any]:
         "config": {k: v for k, v in first.config.items() if k not in ("fold", "weights")},
         "fixes": [dict(fix) for fix in found.manifests[0].fixes],
         "split_hashes": [manifest.split_hash for manifest in manifests],
-        "calibrations": [
-            None if m.calibration is None else dataclasses.asdict(m.calibration) for m in manifests
-        ],
         "git_revision": first.git_revision,
         "versions": dict(first.versions),
     }

@@ -19,6 +19,7 @@ from maskcls.evaluation.report import Answers, Report, Run, beliefs_of, read_his
 from maskcls.images import read_image
 from maskcls.labels import MULTI
 from maskcls.manifest import Manifest
+from maskcls.provenance import fingerprint
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches, predict, prepare
 
@@ -33,6 +34,7 @@ class CommonAnswers:
     predicted: np.ndarray  # (N,) the most probable
     whose: list[str]  # (N) the person
     unreadable: int  # pictures that are left out, as validation did
+    seen: list[str]  # people whom a network was trained on all the same, by what it started from
 
 
 def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -> CommonAnswers:
@@ -69,6 +71,7 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
         np.array([int(probabilities.argmax()) for probabilities in found.values()]),
         [whose[name] for name in found],
         len(sources) - len(found),
+        sorted(p.person for p in people if fingerprint(p.person) in (engine.trained_on or ())),
     )
 
 

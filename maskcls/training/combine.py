@@ -38,6 +38,7 @@ from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_fro
 from maskcls.files import write_atomic, write_rows
 from maskcls.manifest import ENSEMBLE, Manifest
 from maskcls.models import Answer, Ensemble, model_from_manifest, restore_model
+from maskcls.provenance import fingerprint
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
 from maskcls.training.paths import increment_path
@@ -171,8 +172,9 @@ def _require_alike(members: Sequence[_Member], *, soup: bool) -> None:
 
 
 def _common_split(members: Sequence[_Member]) -> str:
-    """The text of a `split.csv`: whom one of them has trained on is on that side; whoever validated
-    some and trained none validates."""
+    """The text of a `split.csv`: whom one of them, or what it started from, has trained on is on
+    that side; whoever validated some and trained none validates."""
+    seen = frozenset[int]().union(*(member.seen or () for member in members))
     rows: dict[str, dict[str, str]] = {}
     for member in members:
         file = member.path.parent / "split.csv"
@@ -189,7 +191,7 @@ def _common_split(members: Sequence[_Member]) -> str:
                     f"{members[0].path} and {member.path}: trained with different pictures or "
                     f"labels of {row['person']}"
                 )
-            if row["side"] == "train":
+            if row["side"] == "train" or fingerprint(row["person"]) in seen:
                 known["side"] = "train"
     table = io.StringIO()
     ordered = (tuple(rows[person][name] for name in SPLIT_COLUMNS) for person in sorted(rows))

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import f1_score
 
-from maskcls.checkpoints import read_checkpoint
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import combine, evaluate, export, infer, train
 from maskcls.data.profiles import read_profiles
@@ -229,10 +229,28 @@ def test_a_greedy_soup_is_never_worse_than_the_best_alone(
         assert f"{run / 'best.pt'}: macro F1 {score:.4f} alone" in out
     whole = scores(root / "soups/age/greedy-soup")[0]
     assert whole >= max(alone.values())
-    assert f"macro F1 {whole:.4f}" in out
+    assert f"macro F1 {whole:.4f}" in out and "by whom they were chosen" in out
     manifest = load_model(root / "soups/age/greedy-soup")[1]
     taken = len(manifest.config["combined"]["checkpoints"])
     assert f"age: {taken} of 3 networks" in out
+
+
+def test_whom_a_start_was_trained_on_scores_no_soup(
+    runs: list[Path], root: Path, tmp_path: Path
+) -> None:
+    """As `--weights` of another split leaves it, which a training only warns of."""
+    changed = tmp_path / "age" / "started"
+    shutil.copytree(runs[1], changed)
+    validated = sorted(people_of(read_split(changed / "split.csv"), "val"))
+    content = dict(read_checkpoint(changed / "best.pt"))
+    more = torch.tensor([fingerprint(person) for person in validated[:2]], dtype=torch.int64)
+    content["seen"] = torch.cat([content["seen"], more])
+    save_checkpoint(content, changed / "best.pt")
+    argv = [str(runs[0]), str(changed), "--how", "soup", "--model-dir", str(tmp_path)]
+    assert combine.main(argv) == 0
+    table = read_split(tmp_path / "age" / "soup" / "split.csv")
+    assert sorted(people_of(table, "val")) == validated[2:]
+    assert set(validated[:2]) < people_of(table, "train")
 
 
 # --- what cannot be combined ----------------------------------------------------------------------

@@ -9,15 +9,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.commands import evaluate, infer, train
 from maskcls.data.profiles import read_profiles
 from maskcls.data.runs import labelled_pictures
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
 from maskcls.labels import ATTRIBUTES
+from maskcls.provenance import fingerprint
 from maskcls.training import handlers
 
 
@@ -125,6 +128,24 @@ def test_a_folder_of_runs_and_an_unreadable_picture(
         victim.write_bytes(content)
     assert "warning: 1 unreadable pictures are skipped" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text("utf-8"))["count"] == 34
+
+
+def test_people_whom_a_start_has_seen_are_told(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = tmp_path / "age" / "started"
+    shutil.copytree(runs[1], started)
+    person = min(people_of(read_split(started / "split.csv"), "val"))
+    content = dict(read_checkpoint(started / "best.pt"))
+    one = torch.tensor([fingerprint(person)], dtype=torch.int64)
+    content["seen"] = torch.cat([content["seen"], one])
+    save_checkpoint(content, started / "best.pt")
+    assert evaluate.main([str(runs[0]), str(runs[1])]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert evaluate.main([str(runs[0]), str(started)]) == 0
+    out = capsys.readouterr().out
+    assert "warning: 1 of these people are in the training of a network that one of" in out
+    assert f"first: {person};" in out
 
 
 def test_pictures_that_all_became_unreadable(
