@@ -15,6 +15,9 @@ from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
 from maskcls.runtime.session import LOGITS, open_session, read_onnx, run_session
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of computing in a period of microseconds, as Linux limits a container."""
+
 
 class Engine(Protocol):
     """One network or several that together know mask, gender and age."""
@@ -148,12 +151,21 @@ def open_onnx(
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: of the machine, by its affinity, and of a container that is
+    given the time of so many."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = map(int, CPU_MAX.read_text().split())
+    except (OSError, ValueError):  # no control group, or "max"
+        return cores
+    return max(1, min(cores, -(-quota // period)))
 
 
 def threads_per_lane(lanes: int, cores: int | None = None) -> int | None:
-    """Of one operator; None leaves it to onnxruntime."""
-    if lanes == 1 and cores is None:
+    """Of one operator; None leaves it to onnxruntime, which takes the machine's cores, also those
+    that this process may not use."""
+    if lanes == 1 and cores is None and usable_cores() == os.cpu_count():
         return None
     return max(1, (cores or usable_cores()) // lanes)

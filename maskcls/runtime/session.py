@@ -131,7 +131,7 @@ def open_session(
 
     `provider`: `cpu`, `cuda`, `tensorrt`, or `auto`: CUDA where it works, else the CPU; where only
     opening shows that it does not, a warning says why. `threads`: of one operator on the CPU; None
-    takes the cores that this process may use. `settings`: options of the provider, beside ours.
+    leaves them to onnxruntime. `settings`: options of the provider, beside ours.
 
     Raises:
         ProviderError: the provider cannot be had; says why and the way out.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +16,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from maskcls.runtime import Engine, Source, list_pictures, open_onnx, tuning
+from maskcls.runtime import Engine, Source, engines, list_pictures, open_onnx, tuning
 from maskcls.runtime.labelling import Decoded, answered_batches
 from maskcls.runtime.tuning import FILE, lane_choices, tuned
 from tests.runtime.test_session import network
@@ -151,3 +154,42 @@ def test_answers_do_not_depend_on_lanes(engine: Engine, sources: list[Source]) -
     assert np.ptp(answers[0], axis=0).max() > 0.1
     np.testing.assert_array_equal(answers[0], answers[1])
     np.testing.assert_array_equal(answers[0], answers[2])
+
+
+# --- cores ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("max 100000", 4), ("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 4), ("", 4)],
+)
+def test_cores_are_those_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(engines, "CPU_MAX", tmp_path / "cpu.max")
+    assert engines.usable_cores() == 4
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert engines.usable_cores() == cores
+
+
+PINNED = """
+import os, sys
+from pathlib import Path
+from maskcls.runtime import open_onnx
+
+core = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {core})
+engine = open_onnx(list(map(Path, sys.argv[1:])), "cpu")
+tasks = os.listdir("/proc/self/task")
+assert all(os.sched_getaffinity(int(task)) == {core} for task in tasks), "a thread is elsewhere"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs two cores")
+def test_a_pinned_process_stays_on_its_cores(networks: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PINNED, *networks], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
