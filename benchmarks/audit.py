@@ -125,6 +125,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "height": args.height,
         "width": args.width,
         "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "age_starts_from": "mask_gender" if "mask_gender" in groups else "scratch",
         "seconds": time.perf_counter() - began,
         "cores": usable_cores(),
         "processor": processor(),

@@ -101,6 +101,13 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     seconds: dict[str, dict[int, list[float]]] = {
         way: {count: [] for count in lists} for way in WAYS
     }
+    for way in WAYS:  # not counted: what the first of all runs finds cold
+        _label(
+            args,
+            way,
+            lists[args.short],
+            scratch / f"cold-{way}{'.parquet' if way == 'plain' else ''}",
+        )
     for number in range(args.runs):
         for way in WAYS if number % 2 else WAYS[::-1]:
             for count, pictures in lists.items():

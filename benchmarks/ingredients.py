@@ -77,6 +77,9 @@ VARIANTS: dict[str, dict[str, Flags]] = {
 """Ingredient → task → what is changed in its preset. `--layer-decay` is for pretrained weights."""
 
 
+GIVEN = ("model", "height", "width", "epochs", "batch_size", "precision")
+
+
 @dataclass(frozen=True, eq=False)
 class _Scored:
     answers: CommonAnswers
@@ -153,7 +156,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "data": [folder.name for folder in args.data_dir],
         "seeds": args.seeds,
         "tasks": args.tasks,
-        **{name: getattr(args, name) for name in ("model", "height", "width", "epochs")},
+        **{name: getattr(args, name) for name in GIVEN},
         "cores": usable_cores(),
         "processor": processor(),
         "python": platform.python_version(),
@@ -174,6 +177,7 @@ def train_and_score(args: argparse.Namespace, folder: Path, name: str, seed: int
     for task in BRANCHES:
         changed = name if task in VARIANTS[name] and task in args.tasks else PRESET
         runs[task] = train_one(args, folder, task, changed, seed)
+    require_same_people([*runs.values(), run_folder(folder, BRANCHES[0], PRESET, seed)])
     checkpoints = [run / "best.pt" for run in runs.values()]
     engine = TorchClassifier(checkpoints, torch.device("cpu"))
     answers = answer_common_people(checkpoints, engine)
@@ -193,6 +197,27 @@ def train_and_score(args: argparse.Namespace, folder: Path, name: str, seed: int
     return _Scored(answers, whole, tasks)
 
 
+def run_folder(folder: Path, task: str, name: str, seed: int) -> Path:
+    """Where a training is kept."""
+    return folder / f"seed{seed}" / task / "-".join(name.replace(",", "").lower().split())
+
+
+def require_same_people(runs: Sequence[Path]) -> None:
+    """
+    Raises:
+        ConfigError: the data have changed between two of the trainings.
+    """
+    from maskcls.data.splits import read_split
+
+    tables = [read_split(run / "split.csv") for run in runs]
+    for run, table in zip(runs, tables, strict=True):
+        if table != tables[-1]:
+            raise ConfigError(
+                f"{run}: has other people or pictures than {runs[-1]}; the data have changed. Give "
+                "another folder as --runs"
+            )
+
+
 def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed: int) -> Path:
     """The run folder of one training; of `age`, from the preset's mask_gender of that seed.
 
@@ -203,11 +228,10 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
     from maskcls.training import resume, train
     from maskcls.training.run import is_finished
 
-    run = folder / f"seed{seed}" / task / "-".join(name.replace(",", "").lower().split())
-    before = folder / f"seed{seed}" / BRANCHES[0] / PRESET / "best.pt"
-    given = ("model", "height", "width", "epochs", "batch_size", "precision")
+    run = run_folder(folder, task, name, seed)
+    before = run_folder(folder, BRANCHES[0], PRESET, seed) / "best.pt"
     flags = {
-        **{option: value for option in given if (value := getattr(args, option)) is not None},
+        **{option: value for option in GIVEN if (value := getattr(args, option)) is not None},
         **VARIANTS[name].get(task, {}),
         "data_dir": tuple(str(one) for one in args.data_dir),
         "model_dir": str(run.parents[1]),

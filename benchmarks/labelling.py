@@ -4,11 +4,10 @@
     python benchmarks/labelling.py --model onnx/maskcls.onnx --images photos --json labelling.json
     python benchmarks/labelling.py --model onnx/maskcls.onnx --images photos --memory 2000 20000
 
-The bare session runs the same batches of the same pictures, decoded beforehand and held in memory:
-no program that labels with this file on this machine can be faster. Labelling goes from the files
-to `output.csv`. The two take turns in one process. `--memory` runs the whole command on lists of so
-many pictures, the folder's repeated, and shows the peak of each. How to read it:
-benchmarks/README.md.
+The bare session runs the same batches of the same pictures, decoded beforehand and held in memory,
+one after the other. Labelling goes from the files to `output.csv`. The two take turns in one
+process. `--memory` runs the whole command on lists of so many pictures, the folder's repeated, and
+shows the peak of each. How to read it: benchmarks/README.md.
 
 All options: python benchmarks/labelling.py --help
 """
@@ -170,6 +169,7 @@ def _memory(
     command += ["--images", str(pictures), "--out", str(folder / "output.csv")]
     command += ["--provider", args.provider, "--batch-size", str(args.batch_size)]
     command += ["--workers", str(args.workers)]
+    command += ["--lanes", str(usable_cores())]  # the most; not what some job found out before
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0.0
@@ -180,9 +180,9 @@ def _memory(
     seconds = time.perf_counter() - began
     if process.returncode != 0:
         raise DataError(f"labelling {count} pictures ended with {process.returncode}")
-    rows = len((folder / "output.csv").read_text("utf-8").splitlines()) - 1
-    if rows != count:
-        raise DataError(f"labelling {count} pictures wrote {rows} rows")
+    header, *rows = (folder / "output.csv").read_text("utf-8").splitlines()
+    if len(rows) != count or "error" in header:
+        raise DataError(f"labelling {count} pictures wrote {len(rows)} rows of {header}")
     return {
         "pictures": count,
         "peak_mb": peak / 1e6 if peak else None,

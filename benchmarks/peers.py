@@ -101,7 +101,7 @@ def timm_transforms(size: tuple[int, int]) -> tuple[Transform, Transform]:
     Raises:
         MissingExtraError: without timm.
     """
-    create_transform = _import_timm().data.create_transform
+    create_transform = import_timm().data.create_transform
     common = {"input_size": (3, *size), "mean": MEAN, "std": STD, "interpolation": "bilinear"}
     training = create_transform(
         **common, is_training=True, scale=(0.7, 1.0), color_jitter=0.25, re_prob=0.25
@@ -138,11 +138,15 @@ def create_peer(package: str, name: str, num_classes: int) -> nn.Module:
         from torchvision.models import get_model
 
         return get_model(name, num_classes=num_classes)
-    model: nn.Module = _import_timm().create_model(name, num_classes=num_classes)
+    model: nn.Module = import_timm().create_model(name, num_classes=num_classes)
     return model
 
 
-def _import_timm() -> Any:
+def import_timm() -> Any:
+    """
+    Raises:
+        MissingExtraError: without timm.
+    """
     try:
         import timm
         import timm.data

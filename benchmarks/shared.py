@@ -4,6 +4,7 @@ and in tables, memory of a process."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import platform
@@ -48,10 +49,11 @@ def repeated_list(sources: Sequence[Source], count: int, folder: Path) -> Path:
     another name each time. (A list that names a picture twice is refused.)"""
     folder.mkdir()
     lines = []
+    numbers: dict[Path, int] = {}  # of the folders: two may have one name
     for index in range(count):
         turn, place = divmod(index, len(sources))
         path = sources[place].path.resolve()
-        link = folder / f"{turn}-{path.parent.name}"
+        link = folder / f"{turn}-{numbers.setdefault(path.parent, len(numbers))}"
         if not link.exists():
             link.symlink_to(path.parent, target_is_directory=True)
         lines.append(f"{link.name}/{path.name}\n")
@@ -105,3 +107,9 @@ def peak_bytes() -> float:
         return process_bytes("VmHWM")
     except (OSError, KeyError):
         return 0.0
+
+
+def forget_peak() -> None:
+    """`peak_bytes` from here on is of what comes, where Linux can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

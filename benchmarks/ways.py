@@ -253,6 +253,8 @@ def _torch_prepare(
     model: Any, device: str, dtype: Any, name: str, data: str
 ) -> Callable[[np.ndarray], Prepared]:
     import torch
+    import torch._dynamo.config
+    import torch._inductor.config
 
     layout = torch.contiguous_format if name == "eager" else torch.channels_last
     model = model.to(memory_format=layout)
@@ -262,7 +264,13 @@ def _torch_prepare(
             return model(images)
 
     if name == "compiled":
-        forward = torch.compile(forward, mode="reduce-overhead" if device == "cuda" else "default")
+        # Frozen weights, a program for each batch size, and an error where there are too many
+        # programs, of which the next would be computed as without compiling.
+        torch._inductor.config.freezing = True
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        mode = "reduce-overhead" if device == "cuda" else "default"
+        forward = torch.compile(forward, mode=mode, dynamic=False)
 
     def prepare(batch: np.ndarray) -> Prepared:
         placed = torch.from_numpy(batch).to(device).contiguous(memory_format=layout)

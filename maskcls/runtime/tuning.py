@@ -52,7 +52,7 @@ def tuned(
     key = _key(engine, batch_size)
     lanes = _recall(memory, key)
     if lanes not in choices:
-        count = BATCHES * max(choices) * batch_size
+        count = sample_size(batch_size)
         if len(sources) < WORTH * count * len(choices) * (TURNS + 1):
             return engine
         lanes = fastest_lanes(engine, sources[:count], batch_size, workers)
@@ -71,6 +71,11 @@ def lane_choices(cores: int) -> tuple[int, ...]:
     (1, 2, 4)
     """
     return tuple(1 << power for power in range(cores.bit_length()))
+
+
+def sample_size(batch_size: int) -> int:
+    """Pictures of a measurement."""
+    return BATCHES * max(lane_choices(usable_cores())) * batch_size
 
 
 def _with_lanes(engine: Engine, lanes: int) -> Engine:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from maskcls.commands import evaluate
 from maskcls.config import read_yaml, resolve
@@ -82,6 +83,10 @@ def test_scores_are_those_of_the_command(
     longer = run(*argv, "--epochs", 2)
     assert longer.returncode == 2
     assert "epochs 2 (the training there has 1). Give another folder as --runs" in longer.stderr
+    picture = next((root / "images").glob("*/normal.jpg"))
+    Image.new("RGB", (40, 30), "red").save(picture)
+    changed = run(*argv[:-2], "mixup")
+    assert changed.returncode == 2 and "the data have changed. Give another" in changed.stderr
     elsewhere = run(*argv, "--data-dir", root.rename(tmp_path / "others"))
     assert elsewhere.returncode == 2 and f"data_dir ({root} there)" in elsewhere.stderr
 

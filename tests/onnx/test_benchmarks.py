@@ -172,7 +172,8 @@ def test_operators(run: Run, made: Path, tmp_path: Path) -> None:
     done = run("operators.py", *options)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "operators.json").read_text())
-    [kinds] = figures["files"].values()
+    [found] = figures["files"].values()
+    kinds = found["kinds"]
     convolutions = {kind for kind in kinds if "Conv" in kind}
     assert all(kinds[kind]["ms"] > 0 for kind in convolutions)
     assert {kind.rpartition(" ")[2] for kind in convolutions} >= {"3x3", "7x7"}
@@ -182,8 +183,10 @@ def test_operators(run: Run, made: Path, tmp_path: Path) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             predict_logits(model, torch.zeros(3, 3, 32, 32), manifest.tta)
         counted += counter.get_total_flops()
-    assert sum(row["operations"] for row in kinds.values()) == pytest.approx(counted, rel=0.01)
-    whole = sum(row["ms"] for row in kinds.values())
+    assert found["operations"] == pytest.approx(counted, rel=0.01)
+    assert sum(row["operations"] for row in kinds.values()) >= 0.99 * counted
+    whole = found["ms"]
+    assert whole > 0.9 * sum(row["ms"] for row in kinds.values())
     for kind, row in kinds.items():
         shown = f"| {kind} | {row['calls']} | {row['ms']:.1f} |" in done.stdout
         assert shown == (row["ms"] >= whole / 200)
