@@ -156,7 +156,10 @@ def _check_replaceable(root: Path) -> None:
     if not isinstance(known, dict):
         if root.is_dir() and not any(root.iterdir()):
             return
-        raise DataError(f"{root} is there and is no sample; name another folder or remove it")
+        raise DataError(
+            f"{root} is there and is no sample that this version drew; name another folder, or "
+            "remove it if nothing in it is yours"
+        )
     own = [name for name, digest in _digests(root).items() if known.get(name) != digest]
     if own:
         raise DataError(
