@@ -52,10 +52,9 @@ def tuned(
     key = _key(engine, batch_size)
     lanes = _recall(memory, key)
     if lanes not in choices:
-        count = sample_size(batch_size)
-        if len(sources) < WORTH * count * len(choices) * (TURNS + 1):
+        if len(sources) < least_job(batch_size):
             return engine
-        lanes = fastest_lanes(engine, sources[:count], batch_size, workers)
+        lanes = fastest_lanes(engine, sources[: sample_size(batch_size)], batch_size, workers)
         if lanes is None:
             return engine
         _remember(memory, key, lanes)
@@ -76,6 +75,11 @@ def lane_choices(cores: int) -> tuple[int, ...]:
 def sample_size(batch_size: int) -> int:
     """Pictures of a measurement."""
     return BATCHES * max(lane_choices(usable_cores())) * batch_size
+
+
+def least_job(batch_size: int) -> float:
+    """Pictures of a job that is worth measuring."""
+    return WORTH * sample_size(batch_size) * len(lane_choices(usable_cores())) * (TURNS + 1)
 
 
 def _with_lanes(engine: Engine, lanes: int) -> Engine:

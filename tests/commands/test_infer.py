@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from maskcls.commands import evaluate
-from maskcls.commands.infer import build_parser, main
+from maskcls.commands.infer import CPU_BATCH, build_parser, main
 from maskcls.config import resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.images import decode, read_bytes
 from maskcls.labels import MULTI, combine
 from maskcls.models import load_model
-from maskcls.runtime.tuning import MIN_PICTURES
+from maskcls.runtime import tuning
 from maskcls.training import handlers, train
 
 SMALL: dict[str, Any] = {
@@ -290,9 +290,11 @@ def test_options_that_are_missing_or_wrong(
     assert not (place / "o.csv").exists()
 
 
-def test_the_help_says_when_lanes_are_measured() -> None:
+def test_the_help_says_when_lanes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "usable_cores", lambda: 2)
+    pictures = round(tuning.least_job(CPU_BATCH), -3)
     help = " ".join(build_parser().format_help().split())
-    assert f"a job of {MIN_PICTURES:,} pictures or more" in help
+    assert f"a large job (on two cores, of {pictures:,.0f} pictures)" in help
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
