@@ -78,6 +78,7 @@ VARIANTS: dict[str, dict[str, Flags]] = {
 
 
 GIVEN = ("model", "height", "width", "epochs", "batch_size", "precision")
+"""Options that all trainings have alike."""
 
 
 @dataclass(frozen=True, eq=False)

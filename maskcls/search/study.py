@@ -133,7 +133,7 @@ class _Search:
             raise StudyError(
                 f"{self.folder.path}: has changed since its trials were made, whose scores are of "
                 f"{CONFIG} and {SPACE} as they were: {'; '.join(changed)}. Put them back, or begin "
-                "another study with --space"
+                "another study"
             )
 
     def _pick_up(self) -> None:
