@@ -96,7 +96,7 @@ def small(command: str) -> str:
         return f"{command} {SMALL_SAMPLE}"
     begins = script(command) == "train" and "--resume" not in command
     if begins or (script(command) == "search" and "--task" in command):
-        start = "" if "--weights runs/" in command else " --weights none"
+        start = "" if re.search(r"--weights \S+\.pt\b", command) else " --weights none"
         return f"{command} {SMALL_TRAINING}{start}"
     if script(command) == "to_onnx" and "int8" in command:
         return f"{command} {SMALL_EXPORT}"
