@@ -155,6 +155,8 @@ def make_wrong(profiles: Sequence[Profile], attribute: str, share: float, seed: 
             for one in people.values():
                 groups.setdefault(int(one.age_group), []).append(one.age)
             others = sorted(set(groups) - {int(own.age_group)})
+            if not others:
+                raise ConfigError("all people are of one age group: there is no wrong one to give")
             drawn = groups[int(rng.choice(others))]
             old, new = str(own.age), str(rng.choice(sorted(drawn)))
         fixes.append(Fix(own.folder.name, attribute, old, new, "made wrong"))

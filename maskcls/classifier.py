@@ -15,7 +15,8 @@ from maskcls.errors import CheckpointError
 from maskcls.evaluation.gradcam import grad_cam
 from maskcls.folds import is_group
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
-from maskcls.models import Answer, channels_last, restore_model
+from maskcls.manifest import ENSEMBLE, networks_within
+from maskcls.models import Answer, Ensemble, channels_last, restore_model
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
 
@@ -28,7 +29,8 @@ class TorchClassifier:
     """Checkpoints that together answer mask, gender and age; see `maskcls.runtime.Engine`.
 
     `complete`: False takes any networks, which `logits` then asks one by one. `calibrated`: False
-    takes their answers as they were before `--calibration` changed them.
+    takes their answers as they were before `--calibration` changed them; members of an ensemble
+    keep theirs.
 
     Raises:
         CheckpointError: one that cannot be read, an attribute that none answers, or two do.
@@ -59,6 +61,12 @@ class TorchClassifier:
         ]
         self._tasks = [manifest.get_task() for _, manifest in restored]
         self.tasks = tuple(task.name for task in self._tasks)
+        self.calibrated: tuple[str, ...] = tuple(  # tasks whose network, or a member of it, is
+            manifest.task
+            for _, manifest in restored
+            if any(one.calibration is not None for one in networks_within(manifest))
+            and (calibrated or manifest.model == ENSEMBLE)
+        )
         if complete:
             require_all_attributes(self._tasks, paths)
         self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
@@ -91,13 +99,16 @@ class TorchClassifier:
 
     def grad_cam(self, index: int, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Where one of the networks looked for these of its classes (N,): uint8 (N, H, W, 3) →
-        float32 (N, H, W), 0..1; see `maskcls.evaluation.gradcam`. Mirror images have no part."""
+        float32 (N, H, W), 0..1; see `maskcls.evaluation.gradcam`. Mirror images have no part. Of an
+        ensemble it is the mean of its members' maps."""
         heat = np.zeros(pixels.shape[:3], dtype=np.float32)
+        models = _plain_models(self._networks[index])
         for start in range(0, len(pixels), 8):  # gradients take more memory than answers
             part = slice(start, start + 8)
             images = self._normalised(index, pixels[part])
             chosen = torch.from_numpy(classes[part]).to(self._device)
-            heat[part] = grad_cam(self._networks[index].model, images, chosen).cpu().numpy()
+            maps = [grad_cam(model, images, chosen) for model in models]
+            heat[part] = torch.stack(maps).mean(dim=0).cpu().numpy()
         return heat
 
     def _normalised(self, index: int, pixels: np.ndarray) -> Tensor:
@@ -113,6 +124,15 @@ class TorchClassifier:
                 for index, (task, batch) in enumerate(zip(self._tasks, pixels, strict=True))
             }
         )
+
+
+def _plain_models(answer: nn.Module) -> list[nn.Module]:
+    """The networks of it that see the picture itself and no mirror image: one, or the members of an
+    ensemble."""
+    if not isinstance(answer, Answer):
+        return [answer]
+    members = answer.model.members if isinstance(answer.model, Ensemble) else [answer.model]
+    return [model for member in members for model in _plain_models(member)]
 
 
 def find_checkpoints(paths: Sequence[Path]) -> list[Path]:

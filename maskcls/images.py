@@ -60,6 +60,14 @@ def content_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def picture_digest(path: Path) -> str:
+    """`content_digest` of a picture file; "" where it cannot be read."""
+    try:
+        return content_digest(read_bytes(path))
+    except PictureError:
+        return ""
+
+
 def decode(content: bytes, name: str | Path) -> Image.Image:
     """File content → upright `RGB` picture. `name` is used in messages only.
 

@@ -6,6 +6,7 @@ Targets are classes (N,) int64, or shares of the classes (N, C) float32 whose ro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from maskcls.config import AGE_LOSS_NAMES, CRITERION_NAMES, parse_criterion
 from maskcls.errors import ConfigError, unknown
 
+LEAST = 0.5
+"""Pictures of a class in a batch, from which on it occurs: softened ages leave a trace anywhere."""
 YEAR_WEIGHT = 0.1
 """Of `ExpectedAgeLoss`: ten years off cost as much as one nat of the distribution's loss."""
 
@@ -66,25 +69,41 @@ class LabelSmoothingLoss(nn.Module):
 class F1Loss(nn.Module):
     """One minus the macro F1 of soft counts: probabilities stand where hard counts would.
 
-    Means over the classes that occur in the batch's targets; an absent class has no F1 to improve.
-    `weight` (C,) weighs the classes' F1.
+    Means over the classes of which the batch's targets have half a picture or more; an absent class
+    has no F1 to improve. `weight` (C,) weighs the classes' F1. `steps` (C): logits and targets are
+    of so many neighbouring steps of each class, which are added up; by default one.
     """
 
-    def __init__(self, epsilon: float = 1e-7, weight: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        epsilon: float = 1e-7,
+        weight: Tensor | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.epsilon = epsilon
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
+        self.steps = None if steps is None else list(steps)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        probabilities = logits.softmax(dim=1)  # (N, C)
-        truth = _shares(target, logits)
+        probabilities = self._of_classes(logits.softmax(dim=1))  # (N, C)
+        truth = self._of_classes(_shares(target, logits))
+        counts = truth.sum(dim=0)
         hits = (truth * probabilities).sum(dim=0)  # (C,), soft true positives
-        f1 = 2 * hits / (truth.sum(dim=0) + probabilities.sum(dim=0) + self.epsilon)
-        weight = truth.sum(dim=0).gt(0).to(probabilities.dtype)
+        f1 = 2 * hits / (counts + probabilities.sum(dim=0) + self.epsilon)
+        # Of a single softened picture, no class may have half.
+        weight = (counts >= counts.max().clamp(max=LEAST)).to(probabilities.dtype)
         if self.weight is not None:
             weight = weight * self.weight
         return 1 - (weight * f1).sum() / weight.sum()
+
+    def _of_classes(self, shares: Tensor) -> Tensor:
+        """(N, sum(steps)) → (N, C)."""
+        if self.steps is None:
+            return shares
+        parts = torch.split(shares, self.steps, dim=1)
+        return torch.stack([part.sum(dim=1) for part in parts], dim=1)
 
 
 class WeightedSum(nn.Module):
@@ -236,28 +255,40 @@ def create_criterion(
     criterion: str,
     *,
     class_weights: Tensor | None = None,
+    steps: Sequence[int] | None = None,
     focal_gamma: float = 2.0,
     focal_alpha: float | None = None,
     label_smoothing: float = 0.1,
 ) -> nn.Module:
     """A loss by name, or a weighted sum such as `cross_entropy:0.7,f1:0.3`.
 
-    `class_weights`: (C,) float32, given to every term.
+    `class_weights`: (C,) float32, given to every term. `steps` (C): the network learns so many
+    neighbouring steps of each class; F1 is that of the classes, any other term that of the steps,
+    each with the weight of its class.
 
     Raises:
         ConfigError: an unknown name, or a weight that is no positive number.
     """
-    own: dict[str, dict[str, float | None]] = {
+    weight = step_weights(class_weights, steps)
+    own: dict[str, dict[str, Any]] = {
         "focal": {"gamma": focal_gamma, "alpha": focal_alpha},
         "label_smoothing": {"smoothing": label_smoothing},
+        "f1": {"weight": class_weights, "steps": steps},
     }
     terms = parse_criterion(criterion)
     losses = [
-        criterion_entrypoint(name)(weight=class_weights, **own.get(name, {})) for name in terms
+        criterion_entrypoint(name)(**{"weight": weight, **own.get(name, {})}) for name in terms
     ]
     if list(terms.values()) == [1.0]:
         return losses[0]
     return WeightedSum(losses, list(terms.values()))
+
+
+def step_weights(weights: Tensor | None, steps: Sequence[int] | None) -> Tensor | None:
+    """Weights of classes (C,) → of their steps (sum(steps),)."""
+    if weights is None or steps is None:
+        return weights
+    return weights.repeat_interleave(torch.tensor(steps))
 
 
 def balanced_weights(counts: Tensor, power: float = 1.0) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from maskcls.checkpoints import file_digest, save_checkpoint
 from maskcls.classifier import TorchClassifier, find_checkpoints, lacking_tasks
 from maskcls.errors import CheckpointError
 from maskcls.labels import ATTRIBUTES, MULTI, TASKS
-from maskcls.manifest import Calibration, Manifest
-from maskcls.models import create_model, model_args
+from maskcls.manifest import ENSEMBLE, Calibration, Manifest
+from maskcls.models import Answer, Ensemble, create_model, load_model, model_args
 from maskcls.preprocessing import PreprocessSpec
 
 CPU = torch.device("cpu")
@@ -282,3 +283,28 @@ def test_what_is_still_to_be_trained(
     for task in trained:
         run(tmp_path, task)
     assert lacking_tasks(tmp_path, trained[-1]) == lacking
+
+
+def test_the_map_of_an_ensemble_is_the_mean_of_its_members(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed}.pt" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        write(path, "age", "resnet18", seed=seed, config={"tta": "flip"})
+    members = [load_model(path) for path in paths]
+    first = members[0][1]
+    whole = replace(
+        first,
+        model=ENSEMBLE,
+        model_args={"members": [manifest.to_dict() for _, manifest in members]},
+        config={"tta": "none"},
+    )
+    model = Ensemble([Answer(*member) for member in members])
+    file = tmp_path / "ensemble.pt"
+    save_checkpoint({"manifest": whole.to_json(), "model": model.state_dict()}, file)
+    [pixels] = batches(["age"], 3)
+    classes = np.array([0, 1, 2])
+    alone = [
+        TorchClassifier([path], CPU, complete=False).grad_cam(0, pixels, classes) for path in paths
+    ]
+    found = TorchClassifier([file], CPU, complete=False).grad_cam(0, pixels, classes)
+    np.testing.assert_allclose(found, (alone[0] + alone[1]) / 2, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 0.1

@@ -134,6 +134,35 @@ def test_f1_loss_weighs_classes() -> None:
     assert loss == pytest.approx(expected, abs=1e-6)
 
 
+def test_f1_of_classes_that_are_learnt_in_steps() -> None:
+    steps, weights = [2, 1, 3], torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
+    logits = torch.randn(8, sum(steps), dtype=torch.float64, generator=torch.manual_seed(0))
+    shares = torch.eye(sum(steps), dtype=torch.float64)[[0, 1, 0, 1, 2, 2, 0, 1]]
+    shares[0] = torch.tensor([0.6, 0.3, 0.1, 0, 0, 0])
+    shares[1] = torch.tensor([0.5, 0.5 - 1e-6, 0, 1e-6, 0, 0])  # a trace: no third class in here
+
+    def of_classes(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part.sum(1) for part in values.split(steps, 1)], 1)
+
+    truth, answers = of_classes(shares), of_classes(logits.softmax(1))
+    f1 = 2 * (truth * answers).sum(0) / (truth.sum(0) + answers.sum(0))
+    expected = 1 - (3 * f1[0] + f1[1]) / 4
+    loss = create_criterion("f1", class_weights=weights, steps=steps)(logits, shares)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    # Beside it in a sum, another loss is that of the steps.
+    both = create_criterion("cross_entropy:2,f1:1", class_weights=weights, steps=steps)
+    own = torch.nn.functional.cross_entropy(
+        logits, shares, weights.repeat_interleave(torch.tensor(steps))
+    )
+    assert both(logits, shares).item() == pytest.approx((2 * own + loss).item())
+
+
+def test_f1_of_one_picture_between_all_classes() -> None:
+    shares = torch.tensor([[0.4, 0.35, 0.25]])
+    perfect = F1Loss()(shares.log(), shares).item()
+    assert perfect == pytest.approx(1 - 2 * 0.4 * 0.4 / 0.8, abs=1e-6)
+
+
 def test_f1_loss_learns() -> None:
     torch.manual_seed(0)
     target = torch.arange(12) % 3

@@ -16,7 +16,7 @@ def score_folds(groups: Sequence[Path]) -> tuple[dict[str, Any], Scores | None]:
     `oof.csv` and prints what the answers are worth.
 
     Returns:
-        What `--json` holds; and the scores of the 18 classes, where there are several groups.
+        What `--json` holds; and the scores of the 18 classes, where the groups answer these.
 
     Raises:
         CheckpointError: not a group, a fold that is not trained, or groups that do not answer
@@ -52,7 +52,7 @@ def score_folds(groups: Sequence[Path]) -> tuple[dict[str, Any], Scores | None]:
         values[answers.task.name] = _values(answers, scores)
         print(_format(answers, scores))
         print(f"wrote {write_out_of_fold(answers)}")
-    if len(groups) == 1:
+    if not answers_all(groups):
         [own] = values.values()
         return own, None
     labels, probabilities = combine_out_of_fold(found)
@@ -61,7 +61,9 @@ def score_folds(groups: Sequence[Path]) -> tuple[dict[str, Any], Scores | None]:
     chosen = probabilities.argmax(axis=1)
     whole = score_answers(truth, dict(zip(names, chosen.tolist(), strict=True)))
     sure = certainty(np.asarray(labels), chosen, found[0].people)
-    print(f"\nboth on {sure.people} people, each answered by networks that have not seen them")
+    print(
+        f"\n18 classes of {sure.people} people, each answered by networks that have not seen them"
+    )
     print(format_scores(whole))
     print(format_certainty(sure))
     return whole.to_dict() | {
@@ -70,6 +72,18 @@ def score_folds(groups: Sequence[Path]) -> tuple[dict[str, Any], Scores | None]:
         "if_perfect": dict(sure.if_perfect),
         "groups": values,
     }, whole
+
+
+def answers_all(groups: Sequence[Path]) -> bool:
+    """Whether these answer the 18 classes: several groups, which have to, or one of `multi`.
+
+    Raises:
+        CheckpointError: not a group.
+    """
+    from maskcls.folds import read_group
+    from maskcls.labels import MULTI
+
+    return len(groups) > 1 or read_group(groups[0]).task == MULTI.name
 
 
 def _values(found: OutOfFold, scores: FoldScores) -> dict[str, Any]:

@@ -85,10 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         scored = "all of these people trained one of them: score it on others"
         if found.scores is not None:
+            chosen = ["their epochs"]
+            if found.calibrated:
+                chosen.insert(0, "their calibrations")
+            if args.how == "greedy-soup":
+                chosen.insert(0, "they themselves")
             scored = (
                 f"macro F1 {found.scores.macro_f1:.4f}, accuracy {found.scores.accuracy:.4f} on "
-                "people whom none has trained on"
-                + (", by whom they were chosen: it flatters" if args.how == "greedy-soup" else "")
+                f"people whom none has trained on; {' and '.join(chosen)} were chosen by them: it "
+                "flatters"
             )
         print(f"{task}: {len(found.members)} of {len(checkpoints)} networks; {scored}")
         print(f"wrote {found.folder / BEST}")

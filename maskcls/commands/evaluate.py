@@ -175,11 +175,8 @@ def _score_runs(args: argparse.Namespace) -> None:
     answered = answer_common_people(checkpoints, engine)
     if answered.unreadable:
         print(f"warning: {answered.unreadable} unreadable pictures are skipped")
-    if answered.seen:
-        print(
-            f"warning: {len(answered.seen)} of these people are in the training of a network that "
-            f"one of these started from, first: {answered.seen[0]}; the scores flatter"
-        )
+    for caveat in answered.caveats:
+        print(f"warning: {caveat}")
     truth, predicted = (
         dict(zip(answered.found, labels.tolist(), strict=True))
         for labels in (answered.truth, answered.predicted)
@@ -193,6 +190,7 @@ def _score_runs(args: argparse.Namespace) -> None:
         "people": sure.people,
         "intervals": {"macro_f1": sure.macro_f1, "accuracy": sure.accuracy},
         "if_perfect": dict(sure.if_perfect),
+        "caveats": answered.caveats,
     }
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
     if args.report is not None:
@@ -204,11 +202,11 @@ def _score_runs(args: argparse.Namespace) -> None:
 
 
 def _score_folds(args: argparse.Namespace) -> None:
-    from maskcls.commands._folds import score_folds
+    from maskcls.commands._folds import answers_all, score_folds
 
     if args.report is not None:
         raise ConfigError("--report: each fold has its own report.html; --oof writes none")
-    if args.confusion is not None and len(args.oof) == 1:
+    if args.confusion is not None and not answers_all(args.oof):
         raise ConfigError("--confusion: of the 18 classes; give groups of both branches with --oof")
     values, scores = score_folds(args.oof)
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)

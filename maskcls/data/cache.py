@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from maskcls.errors import DataError, PictureError
 from maskcls.files import locked, write_atomic
-from maskcls.images import content_digest, decode, read_bytes
+from maskcls.images import content_digest, decode, picture_digest, read_bytes
 from maskcls.preprocessing import PreprocessSpec
 
 _VERSION = 2  # of decoding and resizing; raised when the same picture would give other pixels
@@ -56,7 +56,7 @@ def open_cache(
             changed or went away while it was filled.
     """
     with ThreadPoolExecutor(workers) as pool:
-        digests = tuple(_progress(pool.map(_digest, paths), len(paths), "reading pictures"))
+        digests = tuple(_progress(pool.map(picture_digest, paths), len(paths), "reading pictures"))
     name = _key(digests, spec)
     file, notes = folder / f"{name}.npy", folder / f"{name}.json"
     try:
@@ -132,13 +132,6 @@ def _complete(file: Path, notes: Path, shape: tuple[int, ...]) -> bool:
 
 def _read_notes(notes: Path) -> dict[int, str]:
     return {int(index): text for index, text in json.loads(notes.read_text("utf-8")).items()}
-
-
-def _digest(path: Path) -> str:
-    try:
-        return content_digest(read_bytes(path))
-    except PictureError:
-        return ""  # said once, with its reason, when it is decoded
 
 
 def _key(digests: Sequence[str], spec: PreprocessSpec) -> str:

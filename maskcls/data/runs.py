@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tqdm import tqdm
 
 from maskcls.config import read_yaml
 from maskcls.data.fixes import Fix, apply_fixes
 from maskcls.data.profiles import Profile, read_all_profiles
 from maskcls.data.splits import changed_people, people_of, read_split, split_hash
-from maskcls.errors import ConfigError, DataError
+from maskcls.errors import ConfigError, DataError, PictureError
+from maskcls.images import picture_digest, read_image
 from maskcls.labels import MULTI
 from maskcls.manifest import Manifest
 
@@ -37,13 +41,42 @@ def people_of_run(
     except (DataError, ConfigError, KeyError) as error:
         raise DataError(f"the pictures of {checkpoint} are gone: {error}; {way_out}") from None
     fixed = apply_fixes(people, [Fix(**fix) for fix in manifest.fixes])
-    changed = changed_people(text, side, fixed)
+    own = [person for person in fixed if person.person in names]
+    changed = changed_people(text, side, own) or _repainted(text, side, own)
     if changed:
         raise DataError(
             f"{len(changed)} people of {checkpoint} are gone, or have other labels or pictures "
             f"than it was trained with, first: {changed[0]}; {way_out}"
         )
-    return [person for person in fixed if person.person in names]
+    return own
+
+
+def _repainted(table: str, side: str, people: Sequence[Profile]) -> list[str]:
+    """Of the people of one side those with another picture than in the text of a `split.csv`, or
+    with one of another mask. Who has one that cannot be read is not among them: whoever reads it
+    says so, and leaves it out."""
+    paths = [picture.path for person in people for picture in person.pictures]
+    with ThreadPoolExecutor() as pool:
+        read = tqdm(
+            pool.map(picture_digest, paths), "reading", len(paths), leave=False, disable=None
+        )
+        digests = {str(path): digest for path, digest in zip(paths, read, strict=True)}
+    changed = frozenset(changed_people(table, side, people, digests))
+    damaged = {
+        person.person
+        for person in people
+        if person.person in changed
+        and not all(_is_readable(picture.path) for picture in person.pictures)
+    }
+    return sorted(changed - damaged)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_image(path)
+    except PictureError:
+        return False
+    return True
 
 
 def data_folders(checkpoint: Path, manifest: Manifest) -> list[Path]:

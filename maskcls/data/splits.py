@@ -90,31 +90,41 @@ def split_table(profiles: Sequence[Profile], split: Split, digests: Mapping[str,
     """
     table: list[Sequence[object]] = [SPLIT_COLUMNS]
     for person, parts in sorted(_by_person(profiles).items()):
-        pictures = sorted(
-            f"{digests[str(picture.path)]} {int(picture.mask)}"
-            for part in parts
-            for picture in part.pictures
-        )
-        content = hashlib.sha256("\n".join(pictures).encode()).hexdigest()
         side = "val" if person in split.val else "train"
-        table.append((person, *_facts(parts), content, side))
+        table.append((person, *_facts(parts), _content(parts, digests), side))
     text = io.StringIO()
     write_rows(text, table)
     return text.getvalue()
 
 
-def changed_people(table: str, side: str, profiles: Sequence[Profile]) -> list[str]:
+def changed_people(
+    table: str, side: str, profiles: Sequence[Profile], digests: Mapping[str, str] | None = None
+) -> list[str]:
     """The people of one side in the text of a `split.csv` who are not in `profiles` any more, or
-    with another gender, age or number of pictures."""
-    now = {person: _facts(parts) for person, parts in _by_person(profiles).items()}
-    rows = csv.DictReader(io.StringIO(table, newline=""))
-    return [
-        row["person"]
-        for row in rows
-        if row["side"] == side
-        and (row["gender"], row["age"], row["pictures"])
-        != tuple(map(str, now.get(row["person"], ())))
-    ]
+    with another gender, age or number of pictures; with the `digests` of their pictures, as of
+    `split_table`, also those who have another picture, or one of another mask."""
+    people = _by_person(profiles)
+    changed = []
+    for row in csv.DictReader(io.StringIO(table, newline="")):
+        if row["side"] != side:
+            continue
+        parts = people.get(row["person"], [])
+        now = tuple(map(str, _facts(parts))) if parts else ()
+        if now != (row["gender"], row["age"], row["pictures"]) or (
+            digests is not None and _content(parts, digests) != row["content"]
+        ):
+            changed.append(row["person"])
+    return changed
+
+
+def _content(parts: Sequence[Profile], digests: Mapping[str, str]) -> str:
+    """What names a person's pictures and their masks."""
+    pictures = sorted(
+        f"{digests[str(picture.path)]} {int(picture.mask)}"
+        for part in parts
+        for picture in part.pictures
+    )
+    return hashlib.sha256("\n".join(pictures).encode()).hexdigest()
 
 
 def _by_person(profiles: Sequence[Profile]) -> dict[str, list[Profile]]:

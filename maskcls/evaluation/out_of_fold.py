@@ -187,16 +187,16 @@ def combine_out_of_fold(found: Sequence[OutOfFold]) -> tuple[np.ndarray, np.ndar
     """
     require_all_attributes([each.task for each in found], [each.group for each in found])
     first = found[0]
+    pictures = _files(first.places)
     parts = {}
     for each in found:
-        rows = {place: row for row, place in enumerate(each.places)}
-        if rows.keys() != set(first.places):
+        rows = {file: row for row, file in enumerate(_files(each.places))}
+        if rows.keys() != set(pictures):
             raise DataError(
                 f"{first.group} and {each.group}: not trained on the same pictures; they have "
-                f"{len(rows.keys() & set(first.places))} of {len(first.places)} and {len(rows)} in "
-                "common"
+                f"{len(rows.keys() & set(pictures))} of {len(pictures)} and {len(rows)} in common"
             )
-        order = [rows[place] for place in first.places]
+        order = [rows[file] for file in pictures]
         for row in np.flatnonzero(each.multi_labels[order] != first.multi_labels).tolist():
             raise DataError(
                 f"{first.group} and {each.group}: trained with different labels of "
@@ -204,6 +204,12 @@ def combine_out_of_fold(found: Sequence[OutOfFold]) -> tuple[np.ndarray, np.ndar
             )
         parts[each.task.name] = each.probabilities[order]
     return first.multi_labels, combine(parts)
+
+
+def _files(places: Sequence[Place]) -> list[tuple[Path, str]]:
+    """The same data folder is told in several ways."""
+    roots = {root: Path(root).resolve() for root in {root for root, _ in places}}
+    return [(roots[root], inside) for root, inside in places]
 
 
 def require_folds(group: Path) -> list[Path]:

@@ -14,12 +14,12 @@ from maskcls.classifier import TorchClassifier
 from maskcls.data.profiles import Profile
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.errors import DataError
+from maskcls.evaluation.caveats import caveats
 from maskcls.evaluation.mistakes import describe, worst
 from maskcls.evaluation.report import Answers, Report, Run, beliefs_of, read_history
 from maskcls.images import read_image
 from maskcls.labels import MULTI
 from maskcls.manifest import Manifest
-from maskcls.provenance import fingerprint
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches, predict, prepare
 
@@ -34,7 +34,7 @@ class CommonAnswers:
     predicted: np.ndarray  # (N,) the most probable
     whose: list[str]  # (N) the person
     unreadable: int  # pictures that are left out, as validation did
-    seen: list[str]  # people whom a network was trained on all the same, by what it started from
+    caveats: list[str]  # why the scores flatter
 
 
 def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -> CommonAnswers:
@@ -71,7 +71,7 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
         np.array([int(probabilities.argmax()) for probabilities in found.values()]),
         [whose[name] for name in found],
         len(sources) - len(found),
-        sorted(p.person for p in people if fingerprint(p.person) in (engine.trained_on or ())),
+        caveats(engine, [person.person for person in people]),
     )
 
 
@@ -81,7 +81,13 @@ def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:
     Raises:
         DataError: there are none, or runs hold different labels of one.
     """
-    known = [{p.person: (p.gender, p.age, len(p.pictures)) for p in side} for side in sides]
+    known = [
+        {
+            p.person: (p.gender, p.age, sorted((x.path.name, x.mask) for x in p.pictures))
+            for p in side
+        }
+        for side in sides
+    ]
     common = set(known[0]).intersection(*known[1:])
     if not common:
         raise DataError(
@@ -89,7 +95,7 @@ def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:
             "or the same --fold"
         )
     for person in sorted(common):
-        if len({labels[person] for labels in known}) > 1:
+        if any(labels[person] != known[0][person] for labels in known):
             raise DataError(
                 f"{person}: these runs were trained with different labels of this person"
             )
@@ -143,7 +149,8 @@ def report_runs(
         mistakes=mistakes,
         notes=[
             "Scored on the people who validated all of these runs. They chose the epochs, so "
-            "strangers are scored a little lower."
+            "strangers are scored a little lower.",
+            *answered.caveats,
         ],
     )
 

@@ -36,7 +36,7 @@ from maskcls.data.splits import (
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
 from maskcls.files import write_atomic, write_rows
-from maskcls.manifest import ENSEMBLE, Manifest
+from maskcls.manifest import ENSEMBLE, Manifest, networks_within
 from maskcls.models import Answer, Ensemble, model_from_manifest, restore_model
 from maskcls.provenance import fingerprint
 from maskcls.runtime import Source
@@ -53,6 +53,7 @@ class Combined:
     folder: Path
     members: tuple[Path, ...]  # the checkpoints that are in it, the best first where it is greedy
     scores: ClassScores | None  # on the people whom none has trained on; None: there are none
+    calibrated: bool  # a member, by some of those people
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,8 @@ def combine_runs(
     if (seen := _seen(chosen)) is not None:
         content["seen"] = torch.tensor(sorted(seen), dtype=torch.int64)
     save_checkpoint(content, folder / BEST)
-    return Combined(folder, tuple(member.path for member in chosen), scores)
+    calibrated = any(one.calibration is not None for one in networks_within(manifest))
+    return Combined(folder, tuple(member.path for member in chosen), scores, calibrated)
 
 
 def _open(path: Path) -> _Member:

@@ -13,6 +13,7 @@ from maskcls.config import TrainConfig
 from maskcls.data.augmentation import BaseAugmentation
 from maskcls.data.datasets import Item, MaskBaseDataset
 from maskcls.data.loaders import Batch
+from maskcls.evaluation.caveats import caveats
 from maskcls.evaluation.mistakes import describe, worst
 from maskcls.evaluation.report import (
     REPORT,
@@ -59,6 +60,7 @@ def report_run(
             logits.append(network(images).cpu().numpy())
     probabilities = softmax(np.concatenate(logits))
     truth = dataset.labels[rows]
+    people = [dataset.people[row] for row in rows]
     chosen = worst(probabilities, truth)
     paths = [dataset.paths[row] for row in rows[chosen]]
     mistakes = describe(
@@ -74,7 +76,7 @@ def report_run(
         truth,
         probabilities.argmax(axis=1),
         {name: codes[rows] for name, codes in dataset.attributes.items()},
-        people=[dataset.people[row] for row in rows],
+        people=people,
         races=[dataset.races[row] for row in rows],
         beliefs=beliefs_of(task, probabilities, truth),
     )
@@ -87,7 +89,8 @@ def report_run(
         mistakes=mistakes,
         notes=[
             "Scored is the best network on the people who validated the training. They chose the "
-            "epoch, so strangers are scored a little lower."
+            "epoch, so strangers are scored a little lower.",
+            *caveats(engine, people),
         ],
     )
     write_report(report, folder / REPORT)

@@ -54,7 +54,13 @@ from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
 from maskcls.folds import is_group
 from maskcls.labels import get_task
-from maskcls.losses import AuxiliaryLoss, balanced_weights, create_age_criterion, create_criterion
+from maskcls.losses import (
+    AuxiliaryLoss,
+    balanced_weights,
+    create_age_criterion,
+    create_criterion,
+    step_weights,
+)
 from maskcls.manifest import Manifest
 from maskcls.models import (
     channels_last,
@@ -369,22 +375,21 @@ class _Session:
         data, model, device = self.data, self.model, self.device
         precision = resolve_precision(config.precision, device)
 
-        def criterion(weights: Tensor | None) -> nn.Module:
+        def criterion(weights: Tensor | None, steps: Sequence[int] | None = None) -> nn.Module:
             return create_criterion(
                 config.criterion,
                 class_weights=weights,
+                steps=steps,
                 focal_gamma=config.focal_gamma,
                 focal_alpha=config.focal_alpha,
                 label_smoothing=config.label_smoothing,
             ).to(device)
 
-        learnt = self.class_weights
-        if learnt is not None and self.steps is not None:
-            learnt = learnt.repeat_interleave(torch.tensor(self.steps))
-        training_criterion = criterion(learnt)
+        training_criterion = criterion(self.class_weights, self.steps)
         if self.steps is not None:
+            weights = step_weights(self.class_weights, self.steps)
             training_criterion = create_age_criterion(
-                config.age_loss, training_criterion, step_centres(), learnt
+                config.age_loss, training_criterion, step_centres(), weights
             ).to(device)
         if self.beside:
             own = sum(self.steps or [1] * self.task.num_classes)

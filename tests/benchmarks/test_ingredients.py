@@ -9,14 +9,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from maskcls.commands import evaluate
 from maskcls.config import read_yaml, resolve
+from maskcls.labels import MULTI
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ingredients.py"
@@ -52,11 +55,17 @@ def test_scores_are_those_of_the_command(
 ) -> None:
     root, runs, file = data_dir(18), tmp_path / "runs", tmp_path / "gains.json"
     argv = ["--data-dir", root, *SMALL, "--runs", runs, "--json", file, "--only"]
-    argv += ["no mirror images", "ordinal ages"]
+    argv += ["no mirror images", "ordinal ages", "calibration for macro F1"]
     done = run(*argv)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())["variants"]
-    assert list(figures) == ["preset", "no mirror images", "ordinal ages"]
+    names = ["preset", "no mirror images", "ordinal ages", "calibration for macro F1"]
+    assert list(figures) == names
+    assert {path.name for path in (runs / "seed42/age").iterdir()} == {
+        "preset",
+        "no-mirror-images",
+        "ordinal-ages",
+    }
     pairs = {
         "preset": ("preset", "preset"),
         "no mirror images": ("no-mirror-images", "no-mirror-images"),
@@ -74,6 +83,8 @@ def test_scores_are_those_of_the_command(
         assert row["gain"] == pytest.approx(scores[name] - scores["preset"])
         low, high = row["interval"]
         assert low <= high
+        low, high = row["macro_f1_interval"]
+        assert low <= scores[name] <= high
         assert f"| {name} | {scores[name]:.3f} |" in done.stdout
     assert read_yaml(runs / "seed42/age/ordinal-ages/config.yaml")["age_loss"] == "ordinal"
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")}
@@ -89,6 +100,32 @@ def test_scores_are_those_of_the_command(
     assert changed.returncode == 2 and "the data have changed. Give another" in changed.stderr
     elsewhere = run(*argv, "--data-dir", root.rename(tmp_path / "others"))
     assert elsewhere.returncode == 2 and f"data_dir ({root} there)" in elsewhere.stderr
+
+
+@pytest.mark.slow
+def test_nobody_is_calibrated_by_their_own_labels(
+    script: ModuleType, data_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    argv = [*SMALL, "--runs", str(tmp_path), "--data-dir", str(data_dir(40)), "--epochs", "2"]
+    args = script.build_parser().parse_args([*argv, "--only", script.CALIBRATION])
+    base = script.train_and_score(args, tmp_path, "preset", 42)
+    found = base.answers
+    own = sorted(set(found.whose))[:: script.PARTS]  # of one part
+    rows = np.isin(found.whose, own)
+    assert 0 < rows.sum() < len(rows)
+
+    def answers(changed: np.ndarray) -> np.ndarray:
+        truth = np.where(changed, (found.truth + 7) % MULTI.num_classes, found.truth)
+        other = replace(base, answers=replace(found, truth=truth))
+        whole = script.score_calibrated(other, ["mask_gender", "age"]).answers
+        return np.stack(list(whole.found.values()))
+
+    before, own_changed, others_changed = (
+        answers(changed) for changed in (np.zeros_like(rows), rows, ~rows)
+    )
+    np.testing.assert_array_equal(before[rows], own_changed[rows])
+    assert not np.allclose(before[~rows], own_changed[~rows])
+    assert not np.allclose(before[rows], others_changed[rows])
 
 
 def test_wrong_options(run: Run) -> None:

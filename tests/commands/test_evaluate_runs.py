@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -23,6 +24,12 @@ from maskcls.labels import ATTRIBUTES
 from maskcls.provenance import fingerprint
 from maskcls.training import handlers
 
+SMALL = (
+    "--weights none --model base --height 48 --width 36 --epochs 3 --lr 0.005 --device cpu "
+    "--batch-size 16 --val-ratio 0.3 --mixup 0 --cutmix 0"
+).split()
+MASKS = ("incorrect_mask", "normal")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,10 +40,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(data: Path) -> list[Path]:
     """A run of each branch, and one of age that others validated."""
-    argv = ["--data-dir", str(data), "--model-dir", str(data.parent / "runs"), "--weights", "none"]
-    argv += ["--model", "base", "--height", "48", "--width", "36", "--epochs", "3", "--lr", "0.005"]
-    argv += ["--device", "cpu", "--batch-size", "16", "--val-ratio", "0.3"]
-    argv += ["--cache", str(data.parent / "cache"), "--mixup", "0", "--cutmix", "0"]
+    argv = [*SMALL, "--data-dir", str(data), "--model-dir", str(data.parent / "runs")]
+    argv += ["--cache", str(data.parent / "cache")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handlers, "confusion_figure", lambda *a: Figure((1, 1), dpi=8))
         patch.setattr(handlers, "grid_image", lambda *a: Figure((1, 1), dpi=8))
@@ -142,10 +147,45 @@ def test_people_whom_a_start_has_seen_are_told(
     save_checkpoint(content, started / "best.pt")
     assert evaluate.main([str(runs[0]), str(runs[1])]) == 0
     assert "warning" not in capsys.readouterr().out
-    assert evaluate.main([str(runs[0]), str(started)]) == 0
-    out = capsys.readouterr().out
-    assert "warning: 1 of these people are in the training of a network that one of" in out
-    assert f"first: {person};" in out
+    page, file = tmp_path / "page.html", tmp_path / "score.json"
+    argv = ["--report", str(page), "--json", str(file), "--no-pictures"]
+    assert evaluate.main([str(runs[0]), str(started), *argv]) == 0
+    [caveat] = json.loads(file.read_text("utf-8"))["caveats"]
+    assert caveat.startswith("1 of these people are in the training of a network that one of")
+    assert f"first: {person};" in caveat
+    assert f"warning: {caveat}\n" in capsys.readouterr().out
+    assert html.escape(caveat) in page.read_text("utf-8")
+
+
+def test_a_calibration_by_the_same_people_is_told(
+    data: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*SMALL, "--data-dir", str(data), "--cache", str(data.parent / "cache"), "--task", "age"]
+    assert train.main([*argv, "--model-dir", str(tmp_path), "--calibration", "macro_f1"]) == 0
+    capsys.readouterr()
+    assert evaluate.main([str(runs[0]), str(tmp_path / "age/exp")]) == 0
+    caveat = "the calibration of age was fitted on people who are scored here; the scores flatter"
+    assert f"warning: {caveat}\n" in capsys.readouterr().out
+    assert caveat in (tmp_path / "age/exp/report.html").read_text("utf-8")
+    assert caveat not in (runs[1] / "report.html").read_text("utf-8")
+
+
+def test_masks_that_only_one_run_has_corrected(
+    data: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = sorted(people_of(read_split(runs[0] / "split.csv"), "val"))[0]
+    picture = next((data / "images" / person).glob("normal.*"))
+    fixes = tmp_path / "fixes.csv"
+    target = f"{person}/{picture.name}"
+    fixes.write_text(f"target,field,old,new,why\n{target},mask,normal,incorrect,\n", "utf-8")
+    argv = [*SMALL, "--data-dir", str(data), "--cache", str(data.parent / "cache"), "--task", "age"]
+    assert train.main([*argv, "--model-dir", str(tmp_path), "--fixes", str(fixes)]) == 0
+    capsys.readouterr()
+    for pair in ([runs[0], tmp_path / "age/exp"], [tmp_path / "age/exp", runs[0]]):
+        line = fails([*map(str, pair)], capsys)
+        assert line == (
+            f"error: {person}: these runs were trained with different labels of this person"
+        )
 
 
 def test_pictures_that_all_became_unreadable(
@@ -186,6 +226,19 @@ def test_people_who_are_not_as_they_were(
         assert "other labels" in fails([str(runs[0]), str(runs[1])], capsys)
     finally:
         table.write_bytes(before)
+    # Two pictures that have exchanged their names, and with them their masks.
+    one, other = (next((data / "images" / person).glob(f"{name}.*")) for name in MASKS)
+    contents = one.read_bytes(), other.read_bytes()
+    try:
+        one.write_bytes(contents[1])
+        other.write_bytes(contents[0])
+        assert f"first: {person};" in fails([str(runs[0]), str(runs[1])], capsys)
+        other.write_bytes(contents[0][:200])  # damage is told otherwise, and left out
+        assert evaluate.main([str(runs[0]), str(runs[1])]) == 0
+        assert "warning: 1 unreadable pictures are skipped" in capsys.readouterr().out
+    finally:
+        one.write_bytes(contents[0])
+        other.write_bytes(contents[1])
 
 
 def test_what_cannot_be_scored(

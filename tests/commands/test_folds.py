@@ -328,6 +328,41 @@ def test_both_groups_score_the_18_classes(
     assert set(values["groups"]) == set(BRANCHES)
 
 
+def test_a_group_whose_data_are_told_in_another_way(
+    groups: list[Path], data: Path, tmp_path: Path
+) -> None:
+    copy, link = tmp_path / "copy", tmp_path / "link"
+    shutil.copytree(groups[1], copy)
+    link.symlink_to(data)
+    for config in copy.glob("fold*/config.yaml"):
+        config.write_text(config.read_text("utf-8").replace(str(data), str(link)), "utf-8")
+    files = [tmp_path / "one.json", tmp_path / "other.json"]
+    for file, age in zip(files, (groups[1], copy), strict=True):
+        assert evaluate.main(["--oof", str(groups[0]), str(age), "--json", str(file)]) == 0
+    assert str(link) in (copy / "oof.csv").read_text("utf-8")
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_group_that_answers_all_at_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*options(data, tmp_path), "--task", "multi"]) == 0
+    group, file = tmp_path / "multi" / "folds", tmp_path / "score.json"
+    capsys.readouterr()
+    argv = ["--oof", str(group), "--json", str(file), "--confusion", str(tmp_path / "c.png")]
+    assert evaluate.main(argv) == 0
+    out = capsys.readouterr().out
+    values, rows = json.loads(file.read_text("utf-8")), table_of(group)
+    labels, answers = ([int(row[name]) for row in rows] for name in ("label", "answer"))
+    classes = sorted({*labels, *answers})
+    expected = f1_score(labels, answers, average="macro", labels=classes)
+    assert values["macro_f1"] == pytest.approx(expected)
+    assert values["groups"]["multi"]["macro_f1"] == values["macro_f1"]
+    assert values["if_perfect"].keys() == set(ATTRIBUTES)
+    assert "if age were always right" in out
+    assert (tmp_path / "c.png").is_file()
+
+
 def test_the_audit_reads_them(groups: list[Path], tmp_path: Path) -> None:
     """Of every label of every person, from the folders of the groups as they are."""
     argv = ["audit", "--oof", *map(str, groups), "--out", str(tmp_path / "audit")]

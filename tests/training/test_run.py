@@ -292,6 +292,41 @@ def test_options_train(data: Path, tmp_path: Path, options: dict[str, Any]) -> N
     assert all(torch.isfinite(value).all() for value in weights_of(result.folder).values())
 
 
+RANDOM = {"augmentation": "RandAugmentation"}
+AGES = {"task": "age", "auxiliary": 0.0, "soften_age": 4.0}
+INGREDIENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "augmentation": ({}, {"augmentation": "AddGaussianNoise"}),
+    "rand_operations": (RANDOM, {"rand_operations": 3}),
+    "rand_magnitude": (RANDOM, {"rand_magnitude": 20.0}),
+    "erasing": ({}, {"erasing": 0.5}),
+    "sampling": ({}, {"sampling": "balanced"}),
+    "mixup": ({}, {"mixup": 0.5}),
+    "cutmix": ({}, {"cutmix": 0.5}),
+    "mix_rare": ({"mixup": 0.5}, {"mix_rare": True}),
+    "f1": ({"criterion": "cross_entropy"}, {"criterion": "cross_entropy:0.7,f1:0.3"}),
+    "focal": ({"criterion": "cross_entropy"}, {"criterion": "focal"}),
+    "focal_gamma": ({"criterion": "focal"}, {"focal_gamma": 1.0}),
+    "label_smoothing": ({"criterion": "label_smoothing"}, {"label_smoothing": 0.3}),
+    "class_weights": ({"class_weights": "none"}, {"class_weights": "balanced"}),
+    "layer_decay": ({}, {"layer_decay": 0.5}),
+    "ordinal": (AGES, {"age_loss": "ordinal"}),
+    "expected": (AGES, {"age_loss": "expected"}),
+    "f1 of ages": (AGES, {"criterion": "cross_entropy:0.7,f1:0.3"}),
+    "border_ages": ({"task": "age", "soften_age": 0.0}, {"border_ages": "soften"}),
+}
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize(("base", "ingredient"), INGREDIENTS.values(), ids=INGREDIENTS)
+def test_an_ingredient_changes_what_is_learnt(
+    data: Path, tmp_path: Path, base: dict[str, Any], ingredient: dict[str, Any]
+) -> None:
+    without, changed = (
+        fit(data, tmp_path, **{"epochs": 1, **base, **more}).folder for more in ({}, ingredient)
+    )
+    assert not same(weights_of(without), weights_of(changed))
+
+
 @pytest.mark.usefixtures("plain_figures")
 def test_softened_ages_change_what_age_learns_and_nothing_else(data: Path, tmp_path: Path) -> None:
     options = {"epochs": 1, "class_weights": "sqrt", "auxiliary": 0.0}

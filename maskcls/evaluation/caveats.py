@@ -1,0 +1,26 @@
+"""Why a score of trained networks flatters them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from maskcls.classifier import TorchClassifier
+from maskcls.provenance import fingerprint
+
+
+def caveats(engine: TorchClassifier, people: Collection[str]) -> list[str]:
+    """What the networks have had of the people who score them, beside the choice of the epoch: a
+    sentence each, none where there is nothing."""
+    found = []
+    trained_on = engine.trained_on or frozenset()
+    if seen := sorted(person for person in set(people) if fingerprint(person) in trained_on):
+        found.append(
+            f"{len(seen)} of these people are in the training of a network that one of these "
+            f"started from, first: {seen[0]}; the scores flatter"
+        )
+    if engine.calibrated:
+        found.append(
+            f"the calibration of {' and '.join(engine.calibrated)} was fitted on people who are "
+            "scored here; the scores flatter"
+        )
+    return found
