@@ -34,7 +34,7 @@ from maskcls.runtime.sources import (
     Source,
     list_pictures,
     locate,
-    picture_files,
+    picture_names,
 )
 
 ROWS = 64
@@ -319,7 +319,7 @@ def open_pictures(images: Path, info: Path | None = None) -> Pictures:
             raise DataError(f"{images}: is a list already; --info goes with a folder")
         return open_packed([images])
     if info is None and images.is_dir() and (files := packed_files(images)):
-        if not picture_files(images):
+        if not picture_names(images):
             return open_packed(files)
     return list_pictures(images, info)
 

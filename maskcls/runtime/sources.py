@@ -6,10 +6,10 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 from maskcls.errors import DataError
 from maskcls.images import is_image_file
@@ -28,7 +28,7 @@ class Source:
 
 
 class Pictures(Protocol):
-    """Pictures in order, read one after the other: a list of `Source`, or what
+    """Pictures in order, read one after the other: a sequence of `Source`, or what
     `maskcls.runtime.packed` opens, which is never in memory as a whole."""
 
     def __len__(self) -> int: ...
@@ -38,7 +38,29 @@ class Pictures(Protocol):
     def __getitem__(self, part: slice, /) -> Pictures: ...
 
 
-def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
+class ListedPictures(Sequence[Source]):
+    """Files by their names below a folder. A `Source` is made when it is asked for, so that of a
+    long list only the names are in memory."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, place: int) -> Source: ...
+    @overload
+    def __getitem__(self, place: slice) -> ListedPictures: ...
+    def __getitem__(self, place: int | slice) -> Source | ListedPictures:
+        if isinstance(place, slice):
+            return ListedPictures(self._folder, self._names[place])
+        name = self._names[place]
+        return Source(name, locate(self._folder, name))
+
+
+def list_pictures(images: Path, info: Path | None = None) -> ListedPictures:
     """The pictures that `--images` and `--info` name.
 
     A folder gives all pictures under it, sorted, by their path relative to it; a competition folder
@@ -62,14 +84,15 @@ def list_pictures(images: Path, info: Path | None = None) -> list[Source]:
         images, info = images / "images", images / "info.csv"
     if info is not None:
         return _read_list(info, images)
-    sources = [Source(path.relative_to(images).as_posix(), path) for path in picture_files(images)]
-    if not sources:
+    names = picture_names(images)
+    if not names:
         raise DataError(f"{images}: no pictures in it")
-    return sources
+    return ListedPictures(images, names)
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """All pictures below, sorted; hidden names are passed over, links to folders not followed.
+def picture_names(folder: Path) -> list[str]:
+    """All pictures below, by their paths relative to it, sorted by their parts. Hidden names are
+    passed over, links to folders not followed.
 
     Raises:
         DataError: a folder that cannot be read; its pictures would be missing without a word.
@@ -81,13 +104,16 @@ def picture_files(folder: Path) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(folder)
         found += [
-            Path(parent, name) for name in files if not name.startswith(".") and is_image_file(name)
+            (below / name).as_posix()
+            for name in files
+            if not name.startswith(".") and is_image_file(name)
         ]
-    return sorted(found)
+    return sorted(found, key=lambda name: name.replace("/", "\0"))  # a/b before a.b, as of paths
 
 
-def _read_list(table: Path, folder: Path) -> list[Source]:
+def _read_list(table: Path, folder: Path) -> ListedPictures:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
@@ -114,7 +140,7 @@ def _read_list(table: Path, folder: Path) -> list[Source]:
         if name in seen or not name:
             raise DataError(f"{table}: {'an empty name' if not name else f'{name!r} stands twice'}")
         seen.add(name)
-    return [Source(name, locate(folder, name)) for name in names]
+    return ListedPictures(folder, names)
 
 
 def locate(folder: Path, name: str) -> Path:

@@ -171,7 +171,7 @@ def test_lanes_work_at_once_and_not_ahead_of_their_reader(folder: Path) -> None:
     assert len(started) <= 6
     rest = list(answers)
     labels = [int(p.argmax()) for p in [probabilities, *(found for _, found in rest)]]
-    assert [first[0].source, *(batch[0].source for batch, _ in rest)] == sources
+    assert [first[0].source, *(batch[0].source for batch, _ in rest)] == list(sources)
     assert labels == [expected(source) for source in sources]
 
 

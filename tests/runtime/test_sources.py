@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tracemalloc
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def touch(folder: Path, *names: str) -> None:
         path.write_bytes(b"x")
 
 
-def ids(sources: list[Source]) -> list[str]:
+def ids(sources: Sequence[Source]) -> list[str]:
     return [source.image_id for source in sources]
 
 
@@ -138,6 +140,37 @@ def test_both_forms_are_two_pictures(tmp_path: Path) -> None:
         pytest.skip("this file system takes both forms for one name")
     (tmp_path / "info.csv").write_text(f"ImageID,ans\n{NFD},0\n{NFC},0\n", encoding="utf-8")
     assert [source.path.name for source in list_pictures(tmp_path)] == [NFD, NFC]
+
+
+def test_a_long_list_holds_little_more_than_its_names(tmp_path: Path) -> None:
+    names = 20_000
+    (tmp_path / "list.txt").write_text("\n".join(f"{n:06}/picture.jpg" for n in range(names)))
+    list_pictures(tmp_path / "list.txt")  # what is imported and made once
+    tracemalloc.start()
+    try:
+        sources = list_pictures(tmp_path / "list.txt")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sources[-1].path == tmp_path / f"{names - 1:06}" / "picture.jpg"
+    assert held / names < 120  # a str of such a name has 67, its place in a list 8
+
+
+def test_a_part_of_a_list_has_the_same_files(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{n}.jpg" for n in range(7)))
+    sources = list_pictures(tmp_path)
+    assert list(sources[2:5]) == list(sources)[2:5]
+    assert len(sources[2:5]) == 3
+    with pytest.raises(IndexError):
+        sources[7]
+
+
+def test_a_folder_is_sorted_by_the_parts_of_its_paths(tmp_path: Path) -> None:
+    names = ["a/b.jpg", "a.jpg", "a-b/c.jpg", "a/a/z.jpg", "a b/c.jpg", "a/a.jpg"]
+    touch(tmp_path, *names)
+    assert ids(list_pictures(tmp_path)) == [
+        path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path / name for name in names)
+    ]
 
 
 # --- what is refused ---------------------------------------------------------------------------
