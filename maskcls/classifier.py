@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
 from maskcls.errors import CheckpointError
 from maskcls.evaluation.gradcam import grad_cam
+from maskcls.evaluation.mistakes import Viewer
 from maskcls.folds import is_group
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
 from maskcls.manifest import ENSEMBLE, networks_within
@@ -110,6 +111,14 @@ class TorchClassifier:
             maps = [grad_cam(model, images, chosen) for model in models]
             heat[part] = torch.stack(maps).mean(dim=0).cpu().numpy()
         return heat
+
+    def viewer(self, index: int, pixels: np.ndarray) -> Viewer:
+        """One of the networks before the pictures of mistakes: uint8 (M, H, W, 3)."""
+
+        def heats(places: np.ndarray, classes: np.ndarray) -> np.ndarray:
+            return self.grad_cam(index, pixels[places], classes)
+
+        return Viewer(self.tasks[index], pixels, heats)
 
     def _normalised(self, index: int, pixels: np.ndarray) -> Tensor:
         mean, std = self._norms[index]

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from maskcls.evaluation.scoring import Scores
 
 
-def score_folds(groups: Sequence[Path]) -> tuple[dict[str, Any], Scores | None]:
+def score_folds(
+    groups: Sequence[Path],
+) -> tuple[dict[str, Any], Scores | None, list[OutOfFold]]:
     """Answers everybody of each group by the network that has not seen them, writes each group's
     `oof.csv` and prints what the answers are worth.
 
     Returns:
-        What `--json` holds; and the scores of the 18 classes, where the groups answer these.
+        What `--json` holds; the scores of the 18 classes, where the groups answer these; and what
+        was answered.
 
     Raises:
         CheckpointError: not a group, a fold that is not trained, or groups that do not answer
@@ -54,7 +57,7 @@ def score_folds(groups: Sequence[Path]) -> tuple[dict[str, Any], Scores | None]:
         print(f"wrote {write_out_of_fold(answers)}")
     if not answers_all(groups):
         [own] = values.values()
-        return own, None
+        return own, None, found
     labels, probabilities = combine_out_of_fold(found)
     names = [str(Path(*place)) for place in found[0].places]
     truth = dict(zip(names, labels.tolist(), strict=True))
@@ -66,12 +69,13 @@ def score_folds(groups: Sequence[Path]) -> tuple[dict[str, Any], Scores | None]:
     )
     print(format_scores(whole))
     print(format_certainty(sure))
-    return whole.to_dict() | {
+    whole_values = whole.to_dict() | {
         "people": sure.people,
         "intervals": {"macro_f1": sure.macro_f1, "accuracy": sure.accuracy},
         "if_perfect": dict(sure.if_perfect),
         "groups": values,
-    }, whole
+    }
+    return whole_values, whole, found
 
 
 def answers_all(groups: Sequence[Path]) -> bool:

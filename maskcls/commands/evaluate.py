@@ -41,7 +41,7 @@ examples:
   maskcls-infer    --model runs --images data/eval --out output.csv
   maskcls-evaluate --gt data/eval/gt.csv --pred output.csv --json score.json
   maskcls-evaluate runs/mask_gender/exp runs/age/exp --report report.html
-  maskcls-evaluate --oof runs/mask_gender/folds runs/age/folds --json oof.json
+  maskcls-evaluate --oof runs/mask_gender/folds runs/age/folds --report oof.html
 
 score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,
 per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training; of runs
@@ -204,12 +204,18 @@ def _score_runs(args: argparse.Namespace) -> None:
 def _score_folds(args: argparse.Namespace) -> None:
     from maskcls.commands._folds import answers_all, score_folds
 
-    if args.report is not None:
-        raise ConfigError("--report: each fold has its own report.html; --oof writes none")
     if args.confusion is not None and not answers_all(args.oof):
         raise ConfigError("--confusion: of the 18 classes; give groups of both branches with --oof")
-    values, scores = score_folds(args.oof)
+    values, scores, found = score_folds(args.oof)
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
+    if args.report is not None:
+        from maskcls.evaluation.folds_report import report_folds
+        from maskcls.evaluation.report import write_report
+        from maskcls.training.engines import resolve_device
+
+        report = report_folds(found, resolve_device("auto"), pictures=not args.no_pictures)
+        write_report(report, args.report)
+        print(f"wrote {args.report}")
 
 
 def _check_report(file: Path) -> None:

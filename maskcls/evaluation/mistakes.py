@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskcls.labels import TASKS, Task
-
-if TYPE_CHECKING:
-    from maskcls.classifier import TorchClassifier
 
 LIMIT = 24
 """Of the mistakes that a report shows: it costs seconds, and nobody looks at more."""
@@ -24,6 +20,17 @@ class View:
     task: str
     pixels: np.ndarray  # uint8 (H, W, 3)
     heat: np.ndarray  # float32 (H, W), 0..1: where it looked for its answer
+
+
+@dataclass(frozen=True, eq=False)
+class Viewer:
+    """A network that answered the pictures (M), or networks that answered some each."""
+
+    task: str
+    pixels: np.ndarray  # uint8 (M, H, W, 3)
+    heats: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """Where it looked: which of the pictures (K,), and for which classes of its task (K,) → float32
+    (K, H, W), 0..1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,25 +61,22 @@ def describe(
     names: Sequence[str],
     truth: np.ndarray,
     probabilities: np.ndarray,
-    engine: TorchClassifier | None = None,
-    pixels: Sequence[np.ndarray] = (),
+    viewers: Sequence[Viewer] = (),
 ) -> list[Mistake]:
     """Mistakes from the probabilities (M, C) of their pictures, true classes (M,) and names (M).
 
-    With `engine`, whose networks together answer `task`, and `pixels`, uint8 (M, H, W, 3) for each
-    of them, they have views.
+    With `viewers`, which together answer `task`, they have views.
     """
     predicted = probabilities.argmax(axis=1)
     views: list[list[View]] = [[] for _ in names]
-    if engine is not None:
-        for index, (name, batch) in enumerate(zip(engine.tasks, pixels, strict=True)):
-            own, answered = (
-                TASKS[name].encode(**task.decode(labels)) for labels in (truth, predicted)
-            )
-            wrong = np.flatnonzero(own != answered)
-            heats = engine.grad_cam(index, batch[wrong], answered[wrong])
-            for place, heat in zip(wrong, heats, strict=True):
-                views[place].append(View(name, batch[place], heat))
+    for viewer in viewers:
+        own, answered = (
+            TASKS[viewer.task].encode(**task.decode(labels)) for labels in (truth, predicted)
+        )
+        wrong = np.flatnonzero(own != answered)
+        heats = viewer.heats(wrong, answered[wrong])
+        for place, heat in zip(wrong, heats, strict=True):
+            views[place].append(View(viewer.task, viewer.pixels[place], heat))
     return [
         Mistake(
             name,

@@ -46,7 +46,9 @@ class OutOfFold:
     group: Path
     manifests: tuple[Manifest, ...]  # of the folds' networks
     places: Sequence[Place]
+    paths: Sequence[Path]
     people: Sequence[str]
+    races: Sequence[str]
     folds: np.ndarray  # (N,) int, which fold's network answered
     labels: np.ndarray  # (N,) int, classes of the task
     probabilities: np.ndarray  # (N, C) float32
@@ -89,7 +91,9 @@ def answer_out_of_fold(
     checkpoints = require_folds(group)
     _require_partition(group, checkpoints)
     places: list[Place] = []
+    paths: list[Path] = []
     people: list[str] = []
+    races: list[str] = []
     folds: list[int] = []
     multi: list[int] = []
     answers: list[np.ndarray] = []
@@ -113,7 +117,9 @@ def answer_out_of_fold(
                     owner = owners[path]
                     inside = f"{owner.folder.name}/{path.name}"
                     places.append((roots[owner.folder.parent], inside))
+                    paths.append(path)
                     people.append(owner.person)
+                    races.append(owner.race)
                     folds.append(fold)
                     multi.append(labels[path])
                 if good:
@@ -132,7 +138,9 @@ def answer_out_of_fold(
         group=group,
         manifests=tuple(manifests),
         places=places,
+        paths=paths,
         people=people,
+        races=races,
         folds=np.array(folds),
         labels=manifests[0].get_task().from_multi(labels_of_all),
         probabilities=np.concatenate(answers),
@@ -187,23 +195,30 @@ def combine_out_of_fold(found: Sequence[OutOfFold]) -> tuple[np.ndarray, np.ndar
     """
     require_all_attributes([each.task for each in found], [each.group for each in found])
     first = found[0]
-    pictures = _files(first.places)
-    parts = {}
-    for each in found:
-        rows = {file: row for row, file in enumerate(_files(each.places))}
-        if rows.keys() != set(pictures):
-            raise DataError(
-                f"{first.group} and {each.group}: not trained on the same pictures; they have "
-                f"{len(rows.keys() & set(pictures))} of {len(pictures)} and {len(rows)} in common"
-            )
-        order = [rows[file] for file in pictures]
-        for row in np.flatnonzero(each.multi_labels[order] != first.multi_labels).tolist():
-            raise DataError(
-                f"{first.group} and {each.group}: trained with different labels of "
-                f"{first.places[row][1]}"
-            )
-        parts[each.task.name] = each.probabilities[order]
+    parts = {each.task.name: each.probabilities[rows_as_of(first, each)] for each in found}
     return first.multi_labels, combine(parts)
+
+
+def rows_as_of(first: OutOfFold, other: OutOfFold) -> np.ndarray:
+    """Where `other` has the pictures of `first`, in the order of these: int (N,).
+
+    Raises:
+        DataError: the groups are not of the same pictures and labels.
+    """
+    pictures = _files(first.places)
+    rows = {file: row for row, file in enumerate(_files(other.places))}
+    if rows.keys() != set(pictures):
+        raise DataError(
+            f"{first.group} and {other.group}: not trained on the same pictures; they have "
+            f"{len(rows.keys() & set(pictures))} of {len(pictures)} and {len(rows)} in common"
+        )
+    order = np.array([rows[file] for file in pictures])
+    for row in np.flatnonzero(other.multi_labels[order] != first.multi_labels).tolist():
+        raise DataError(
+            f"{first.group} and {other.group}: trained with different labels of "
+            f"{first.places[row][1]}"
+        )
+    return order
 
 
 def _files(places: Sequence[Place]) -> list[tuple[Path, str]]:

@@ -15,7 +15,7 @@ from maskcls.data.profiles import Profile
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.errors import DataError
 from maskcls.evaluation.caveats import caveats
-from maskcls.evaluation.mistakes import describe, worst
+from maskcls.evaluation.mistakes import Viewer, describe, worst
 from maskcls.evaluation.report import Answers, Report, Run, beliefs_of, read_history
 from maskcls.images import read_image
 from maskcls.labels import MULTI
@@ -120,17 +120,17 @@ def report_runs(
     probabilities = np.stack(list(answered.found.values()))
     chosen = worst(probabilities, truth)
     paths = [Path(names[place]) for place in chosen]
-    pixels: list[np.ndarray] = []
+    viewers: list[Viewer] = []
     if pictures and paths:
         seen = [prepare(read_image(path), engine.specs) for path in paths]
-        pixels = [np.stack(column) for column in zip(*seen, strict=True)]
+        columns = (np.stack(column) for column in zip(*seen, strict=True))
+        viewers = [engine.viewer(index, column) for index, column in enumerate(columns)]
     mistakes = describe(
         MULTI,
         [f"{path.parent.name}/{path.name}" for path in paths],
         truth[chosen],
         probabilities[chosen],
-        engine if pixels else None,
-        pixels,
+        viewers,
     )
     answers = Answers(
         MULTI,
@@ -141,7 +141,7 @@ def report_runs(
         races=[races[person] for person in answered.whose],
         beliefs=beliefs_of(MULTI, probabilities, truth),
     )
-    runs = [_run(path) for path in checkpoints]
+    runs = [described(path) for path in checkpoints]
     return Report(
         f"Scores of {' and '.join(f'{p.parent.parent.name}/{p.parent.name}' for p in checkpoints)}",
         answers,
@@ -155,8 +155,9 @@ def report_runs(
     )
 
 
-def _run(checkpoint: Path) -> Run:
+def described(checkpoint: Path, name: str | None = None) -> Run:
+    """The training of a checkpoint that lies in its run folder. `name`: default: its task."""
     manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
     folder = checkpoint.parent
     history = read_history(folder / "metrics.csv")
-    return Run(manifest.task, manifest.model, str(folder), manifest.config, history)
+    return Run(name or manifest.task, manifest.model, str(folder), manifest.config, history)

@@ -68,8 +68,7 @@ def report_run(
         [f"{path.parent.name}/{path.name}" for path in paths],
         truth[chosen],
         probabilities[chosen],
-        engine,
-        [dataset.__getitems__(rows[chosen].tolist())[0].numpy()],
+        [engine.viewer(0, dataset.__getitems__(rows[chosen].tolist())[0].numpy())],
     )
     answers = Answers(
         task,

@@ -29,6 +29,7 @@ from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
 from maskcls.evaluation import out_of_fold
+from maskcls.evaluation.report import Report, write_report
 from maskcls.images import read_image
 from maskcls.labels import ATTRIBUTES, TASKS, softmax
 from maskcls.provenance import fingerprint, read_provenance
@@ -361,6 +362,57 @@ def test_a_group_that_answers_all_at_once(
     assert values["if_perfect"].keys() == set(ATTRIBUTES)
     assert "if age were always right" in out
     assert (tmp_path / "c.png").is_file()
+
+
+def test_a_report_of_everybody(
+    groups: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Report] = []
+
+    def keep(report: Report, path: Path) -> None:
+        made.append(report)
+        write_report(report, path)
+
+    monkeypatch.setattr("maskcls.evaluation.report.write_report", keep)
+    page, score = tmp_path / "new" / "oof.html", tmp_path / "score.json"
+    argv = ["--oof", *map(str, groups), "--report", str(page), "--json", str(score)]
+    assert evaluate.main(argv) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {page}"
+    [report] = made
+    values = json.loads(score.read_text("utf-8"))
+    text = page.read_text("utf-8")
+    assert f"<b>{values['macro_f1']:.4f}</b>" in text and "13 people, 91 pictures" in text
+    assert [run.task for run in report.runs] == [
+        f"{task}, fold {fold}" for task in BRANCHES for fold in range(FOLDS)
+    ]
+    # The maps are those of the fold's network, which has not seen who is shown.
+    tables = {g.parent.name: {row["path"]: row for row in table_of(g)} for g in groups}
+    assert report.mistakes
+    shown = [(mistake.name, view) for mistake in report.mistakes for view in mistake.views]
+    assert len({tables["age"][name]["fold"] for name, _ in shown}) > 1
+    for name, view in shown:
+        row = tables[view.task][name]
+        [group] = [each for each in groups if each.parent.name == view.task]
+        checkpoint = group / f"fold{row['fold']}" / "best.pt"
+        own = TorchClassifier([checkpoint], torch.device("cpu"), complete=False)
+        assert own.trained_on and fingerprint(row["person"]) not in own.trained_on
+        pixels = np.array(own.specs[0].resize(read_image(Path(row["data_dir"], "images", name))))
+        assert np.array_equal(view.pixels, pixels)
+        assert row["label"] != row["answer"]
+        heat = own.grad_cam(0, pixels[None], np.array([int(row["answer"])]))[0]
+        np.testing.assert_allclose(view.heat, heat, atol=1e-5)
+
+
+def test_a_report_of_one_group_without_pictures(groups: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "oof.html"
+    argv = ["--oof", str(groups[1]), "--report", str(page), "--no-pictures"]
+    assert evaluate.main(argv) == 0
+    text = page.read_text("utf-8")
+    assert "<img" not in text and "Confusion matrix: age" in text
+    assert "Confusion matrix: all 18" not in text
 
 
 def test_the_audit_reads_them(groups: list[Path], tmp_path: Path) -> None:
