@@ -2,6 +2,7 @@
 
     python benchmarks/pixel_cache.py
     python benchmarks/pixel_cache.py --data-dir data/train --runs 9 --json pixel_cache.json
+    python benchmarks/pixel_cache.py --data-dir data/train --memory
 
 Two pairs, each the way that image data sets are usually read against the way this project does it:
 
@@ -10,7 +11,8 @@ Two pairs, each the way that image data sets are usually read against the way th
 
 One run passes over all pictures in each way, several times where that is quick, and which way comes
 first alternates. A ratio is taken within a run, so that a machine that gets busier in between does
-not decide it. How to read the table: benchmarks/README.md.
+not decide it. With `--memory` two trainings of an epoch, each a process of its own, show what the
+cache costs in memory. How to read the tables: benchmarks/README.md.
 
 All options: python benchmarks/pixel_cache.py --help
 """
@@ -18,6 +20,8 @@ All options: python benchmarks/pixel_cache.py --help
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import multiprocessing
 import platform
 import statistics
 import sys
@@ -30,7 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
 
-from benchmarks.shared import process_bytes, require_positive, write_figures
+from benchmarks.shared import peak_bytes, process_bytes, require_positive, write_figures
 from maskcls.commands._run import guarded
 
 LEAST_SECONDS = 0.2  # a way that is through sooner is repeated: one short pass says little
@@ -66,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="default: 7")
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="of torch, for both ways; default: 1"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="train an epoch with the cache and one without it"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser
@@ -104,6 +111,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     for make in (_pixels, _augment):
         pair = make(dataset, args.batch_size)
         pairs[pair.name] = _compare(pair, len(dataset), args.runs)
+    memory = {}
+    if args.memory:
+        for cached in (True, False):
+            job = (cached, str(data_dir), str(scratch), args.height, args.width, args.batch_size)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                memory["pixel cache" if cached else "Pillow, every time"] = pool.apply(
+                    training_peak, job
+                )
     return {
         "data": str(args.data_dir.name if args.data_dir else f"sample of {args.people} people"),
         "pictures": len(dataset),
@@ -117,7 +132,53 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "filling_the_cache_s": first,
         "cache_mb": len(dataset) * args.height * args.width * 3 / 1e6,
         "pairs": pairs,
+        "training_peak_mb": memory,
     }
+
+
+def training_peak(
+    cached: bool, data_dir: str, scratch: str, height: int, width: int, batch_size: int
+) -> float | None:
+    """MB that a process holds at most which trains the preset for an epoch; None where the system
+    does not tell. `cached`: False decodes every picture anew, though the cache is filled."""
+    import numpy as np
+
+    from maskcls.config import resolve
+    from maskcls.data import datasets
+    from maskcls.images import read_image
+    from maskcls.training import train
+
+    class Decoding:
+        """In place of the cache's pixels."""
+
+        def __init__(self, paths: Sequence[Path], spec: Any) -> None:
+            self.paths, self.spec = paths, spec
+
+        def __getitem__(self, rows: Any) -> np.ndarray:
+            if np.ndim(rows) == 0:
+                return np.array(self.spec.resize(read_image(self.paths[rows])))
+            return np.stack([self[row] for row in rows])
+
+    def open_decoding(paths: Sequence[Path], spec: Any, *rest: Any, **options: Any) -> Any:
+        found = open_cache(paths, spec, *rest, **options)
+        return dataclasses.replace(found, pixels=Decoding(paths, spec))
+
+    open_cache = datasets.open_cache
+    if not cached:
+        datasets.open_cache = open_decoding
+    flags = {
+        "data_dir": (data_dir,),
+        "model_dir": f"{scratch}/runs-{cached}",
+        "cache": f"{scratch}/cache",
+        "weights": "none",
+        "height": height,
+        "width": width,
+        "crop": None,
+        "batch_size": batch_size,
+        "epochs": 1,
+    }
+    train(resolve("mask_gender", "scratch", flags=flags), say=lambda line: None)
+    return peak_bytes() / 1e6 or None
 
 
 def _pixels(dataset: Any, batch_size: int) -> Pair:
@@ -255,6 +316,10 @@ def format_table(figures: dict[str, Any]) -> str:
             peak = "?" if values["peak_mb"] is None else f"{values['peak_mb']:.0f}"
             rate = f"{values['images_per_s']:,.0f}"
             lines.append(f"| {name} | {way} | {rate} | {times} | {peak} |")
+    if figures["training_peak_mb"]:
+        lines += ["", "| training of one epoch | peak MB |", "|---|---:|"]
+        for way, peak in figures["training_peak_mb"].items():
+            lines.append(f"| {way} | {'?' if peak is None else f'{peak:.0f}'} |")
     return "\n".join(lines)
 
 

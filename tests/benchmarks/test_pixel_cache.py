@@ -23,7 +23,9 @@ def run(run_script: Run) -> Run:
 
 @pytest.mark.slow
 def test_smallest_settings(run: Run, tmp_path: Path) -> None:
-    options = "--people 6 --height 32 --width 32 --batch-size 16 --runs 2 --json figures.json"
+    options = (
+        "--people 6 --height 32 --width 32 --batch-size 16 --runs 2 --memory --json figures.json"
+    )
     done = run(*options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -39,6 +41,9 @@ def test_smallest_settings(run: Run, tmp_path: Path) -> None:
         assert pair["ratio"]["max"] == pytest.approx(max(ratios))
         for way, values in pair["ways"].items():
             assert f"| {way} | {values['images_per_s']:,.0f} |" in done.stdout
+    for way, peak in figures["training_peak_mb"].items():
+        assert peak > 100 and f"| {way} | {peak:.0f} |" in done.stdout
+    assert len(figures["training_peak_mb"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]  # nothing else is left
 
 
