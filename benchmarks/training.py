@@ -65,6 +65,7 @@ class Job:
     batch_size: int
     epochs: int
     lr: float
+    ema_decay: float | None  # of maskcls; None: its preset's
     workers: int
     seed: int
     scratch: str
@@ -91,6 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--epochs", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="default: 0.001")
+    parser.add_argument(
+        "--ema-decay",
+        type=float,
+        metavar="X",
+        help="of maskcls, whose averaged weights no other way has; 0: none; default: its preset's",
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each way; default: 5")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY")
@@ -143,6 +150,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                     args.batch_size,
                     args.epochs,
                     args.lr,
+                    args.ema_decay,
                     args.workers,
                     SEED + number,
                     str(scratch / f"{way}{number}"),
@@ -157,6 +165,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "epochs": args.epochs,
         "lr": args.lr,
+        "ema_decay": args.ema_decay,
         "workers": args.workers,
         "seeds": [SEED + number for number in range(args.runs)],
         "targets": args.targets,
@@ -253,6 +262,8 @@ def train_ours(job: Job) -> tuple[int, list[dict[str, float]]]:
         "soften_age": 0.0,
         "tta": "none",
     }
+    if job.ema_decay is not None:
+        flags["ema_decay"] = job.ema_decay
     ends: list[float] = []
     began = time.perf_counter()
 
@@ -374,9 +385,11 @@ def format_table(figures: dict[str, Any]) -> str:
     """For the terminal, and as Markdown to paste. Ratios are taken within a turn."""
     runs = figures["runs"]
     ours = runs.get("maskcls")
+    decay = figures["ema_decay"]
     lines = [
         f"{figures['task']}, {figures['model']}, {figures['height']}x{figures['width']}, batches "
-        f"of {figures['batch_size']}, {figures['epochs']} epochs; {figures['processor']}, "
+        f"of {figures['batch_size']}, {figures['epochs']} epochs"
+        f"{'' if decay is None else f', --ema-decay {decay:g}'}; {figures['processor']}, "
         f"{figures['cores']} cores",
         "",
         "| way | images/s | maskcls × | first epoch s | whole s | maskcls × | last F1 | peak MB |",

@@ -17,7 +17,7 @@ def run(*ends_and_scores: tuple[float, float]) -> dict[str, Any]:
 
 
 def table(targets: list[float], **runs: list[dict[str, Any]]) -> str:
-    sizes = {"height": 128, "width": 96, "batch_size": 16, "epochs": 3}
+    sizes = {"height": 128, "width": 96, "batch_size": 16, "epochs": 3, "ema_decay": 0.0}
     machine = {"processor": "a processor", "cores": 2}
     return format_table(
         {"task": "mask", "model": "resnet18", **sizes, **machine, "targets": targets, "runs": runs}
@@ -40,6 +40,7 @@ def test_ratios_are_of_the_same_turn() -> None:
         maskcls=[run((10, 0.5), (20, 0.8)), run((10, 0.7), (30, 0.8))],
         original=[run((25, 0.5), (50, 0.8)), run((15, 0.5), (60, 0.7))],
     ).splitlines()
+    assert "3 epochs, --ema-decay 0; a processor" in lines[0]
     # 50 / 20 and 60 / 10, where the ratio of the medians would be 55 / 15.
     assert "| 0.7 | maskcls | 2 of 2 | 15 | 1 |" in lines
     assert "| 0.7 | original's way | 2 of 2 | 55 | 4.25 (2.50–6.00) |" in lines
