@@ -7,10 +7,11 @@
 For each seed the preset from scratch is trained, and then again with one thing changed at a time,
 for the same number of epochs on the same people. The score is macro F1 of the 18 classes on the
 validation people, of both networks together; where an ingredient is of one network only, the other
-one is the preset's. `age` starts from the preset's mask_gender throughout, so that a row shows one
-change. The gain has its interval from people drawn anew, the same ones for both sides of the
-difference. Calibration is fitted, without a training, on four fifths of these people at a time, and
-scored on the others.
+one is the preset's. What does the same takes turns: sampling is without class weights, and border
+ages are softened in place of all ages. `age` starts from the preset's mask_gender throughout, so
+that a row shows one change. The gain has its interval from people drawn anew, the same ones for
+both sides of the difference. Calibration is fitted, without a training, on four fifths of these
+people at a time, and scored on the others.
 
 Finished trainings in --runs are kept, so the same command goes on after an interruption.
 
@@ -57,7 +58,7 @@ BOTH: dict[str, Flags] = {
     "mixup": {"mixup": 0.3},
     "CutMix of half faces": {"cutmix": 0.3},
     "CutMix, rare partners": {"cutmix": 0.3, "mix_rare": True},
-    "no RandAugment": {"augmentation": "BestAugmentation"},
+    "BestAugmentation": {"augmentation": "BestAugmentation", "erasing": 0.0},
     "erasing": {"erasing": 0.25},
     "no averaged weights": {"ema_decay": 0.0},
     "no mirror images": {"tta": "none"},
@@ -284,6 +285,7 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
     """
     from maskcls.config import differences, read_yaml, resolve
     from maskcls.training import resume, train
+    from maskcls.training.engines import resolve_device, resolve_precision
     from maskcls.training.run import is_finished
 
     run = run_folder(folder, task, name, seed)
@@ -303,7 +305,7 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
     stored = read_yaml(run / "config.yaml")
     before = {**stored, "weights": config.weights}  # of age, a path that may have moved
     if config.precision == "auto":  # the training there has what that came to
-        before["precision"] = "auto"
+        config = replace(config, precision=resolve_precision("auto", resolve_device("auto")).name)
     different = differences(config, before, "the training there")
     if stored["data_dir"] != config.to_dict()["data_dir"]:
         different.append(f"data_dir ({', '.join(stored['data_dir'])} there)")
@@ -342,12 +344,12 @@ def gain_interval(found: CommonAnswers, base: CommonAnswers) -> Interval:
     import numpy as np
 
     from maskcls.evaluation.people import DRAWS, LEVEL, drawn_confusions
-    from maskcls.evaluation.scoring import scores_of_many
+    from maskcls.evaluation.scoring import macro_f1_of_true
 
     sides = [
-        scores_of_many(
+        macro_f1_of_true(
             drawn_confusions(one.truth, one.predicted, one.whose, MULTI.num_classes, DRAWS)
-        )[0]
+        )
         for one in (found, base)
     ]
     outside = (1 - LEVEL) / 2

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
 import platform
 import statistics
 import sys
@@ -29,13 +28,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
 
-from benchmarks.shared import peak_bytes, process_bytes, require_positive, write_figures
+from benchmarks.shared import (
+    in_own_process,
+    peak_bytes,
+    process_bytes,
+    require_positive,
+    write_figures,
+)
 from maskcls.commands._run import guarded
+from maskcls.errors import DataError
 
 LEAST_SECONDS = 0.2  # a way that is through sooner is repeated: one short pass says little
 WARM_UP = 1  # runs that are not counted: files enter the page cache, memory is allocated
@@ -113,11 +120,12 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         pairs[pair.name] = _compare(pair, len(dataset), args.runs)
     memory = {}
     if args.memory:
-        for cached in (True, False):
-            job = (cached, str(data_dir), str(scratch), args.height, args.width, args.batch_size)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                memory["pixel cache" if cached else "Pillow, every time"] = pool.apply(
-                    training_peak, job
+        size = (args.height, args.width, args.batch_size)
+        for way, cached in (("pixel cache", True), ("Pillow, every time", False)):
+            memory[way] = in_own_process(train_once, cached, str(data_dir), str(scratch), *size)
+            if (memory[way]["decoded"] == 0) != cached:
+                raise DataError(
+                    f"{way}: decoded {memory[way]['decoded']} pictures while it trained"
                 )
     return {
         "data": str(args.data_dir.name if args.data_dir else f"sample of {args.people} people"),
@@ -132,21 +140,29 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "filling_the_cache_s": first,
         "cache_mb": len(dataset) * args.height * args.width * 3 / 1e6,
         "pairs": pairs,
-        "training_peak_mb": memory,
+        "training": memory,
     }
 
 
-def training_peak(
-    cached: bool, data_dir: str, scratch: str, height: int, width: int, batch_size: int
-) -> float | None:
-    """MB that a process holds at most which trains the preset for an epoch; None where the system
-    does not tell. `cached`: False decodes every picture anew, though the cache is filled."""
+def train_once(
+    end: Connection,
+    cached: bool,
+    data_dir: str,
+    scratch: str,
+    height: int,
+    width: int,
+    batch_size: int,
+) -> None:
+    """Trains the preset for an epoch in a process of its own, and sends what it held at most.
+    `cached`: False decodes every picture anew, though the cache is filled."""
     import numpy as np
 
     from maskcls.config import resolve
     from maskcls.data import datasets
     from maskcls.images import read_image
     from maskcls.training import train
+
+    decoded = 0
 
     class Decoding:
         """In place of the cache's pixels."""
@@ -155,7 +171,9 @@ def training_peak(
             self.paths, self.spec = paths, spec
 
         def __getitem__(self, rows: Any) -> np.ndarray:
+            nonlocal decoded
             if np.ndim(rows) == 0:
+                decoded += 1
                 return np.array(self.spec.resize(read_image(self.paths[rows])))
             return np.stack([self[row] for row in rows])
 
@@ -178,7 +196,7 @@ def training_peak(
         "epochs": 1,
     }
     train(resolve("mask_gender", "scratch", flags=flags), say=lambda line: None)
-    return peak_bytes() / 1e6 or None
+    end.send({"peak_mb": peak_bytes() / 1e6 or None, "decoded": decoded})
 
 
 def _pixels(dataset: Any, batch_size: int) -> Pair:
@@ -316,10 +334,11 @@ def format_table(figures: dict[str, Any]) -> str:
             peak = "?" if values["peak_mb"] is None else f"{values['peak_mb']:.0f}"
             rate = f"{values['images_per_s']:,.0f}"
             lines.append(f"| {name} | {way} | {rate} | {times} | {peak} |")
-    if figures["training_peak_mb"]:
+    if figures["training"]:
         lines += ["", "| training of one epoch | peak MB |", "|---|---:|"]
-        for way, peak in figures["training_peak_mb"].items():
-            lines.append(f"| {way} | {'?' if peak is None else f'{peak:.0f}'} |")
+        for way, values in figures["training"].items():
+            peak = "?" if values["peak_mb"] is None else f"{values['peak_mb']:.0f}"
+            lines.append(f"| {way} | {peak} |")
     return "\n".join(lines)
 
 

@@ -9,11 +9,11 @@ import json
 import multiprocessing
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.errors import ConfigError
+from maskcls.errors import ConfigError, DataError
 from maskcls.files import write_atomic
 from maskcls.runtime.sources import Source
 
@@ -66,6 +66,26 @@ def write_figures(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
         write_atomic(path, (json.dumps(figures, indent=1) + "\n").encode())
         print(f"wrote {path}")
+
+
+def in_own_process(work: Callable[..., None], *arguments: Any) -> dict[str, Any]:
+    """What `work(end, *arguments)` sends through `end`, from a process that was spawned for it.
+
+    Raises:
+        DataError: the process ended without an answer; its own words are on stderr.
+    """
+    context = multiprocessing.get_context("spawn")
+    end, other = context.Pipe()
+    process = context.Process(target=work, args=(other, *arguments))
+    process.start()
+    other.close()
+    try:
+        answer: dict[str, Any] = end.recv()
+    except EOFError:
+        raise DataError("a process of the benchmark ended, see above") from None
+    finally:
+        process.join()
+    return answer
 
 
 def start_workers_as_usual() -> None:

@@ -353,7 +353,7 @@ def original(job: Job) -> Run:
     from maskcls.models import restore_model
     from maskcls.runtime.sources import list_pictures
 
-    sources = list_pictures(Path(job.images))
+    sources = list(list_pictures(Path(job.images)))
     networks = []
     for path in job.checkpoints:
         model, manifest = restore_model(read_checkpoint(Path(path)), Path(path))
@@ -392,7 +392,7 @@ def expert(job: Job) -> Run:
     from maskcls.manifest import Manifest
     from maskcls.runtime.sources import list_pictures
 
-    sources = list_pictures(Path(job.images))
+    sources = list(list_pictures(Path(job.images)))
     manifests = [
         Manifest.from_json(read_checkpoint(Path(path))["manifest"]) for path in job.checkpoints
     ]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import platform
 import statistics
 import sys
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 
 from benchmarks.shared import (
     PEER_NAMES,
+    in_own_process,
     peak_bytes,
     processor,
     require_positive,
@@ -39,7 +39,7 @@ from benchmarks.shared import (
     write_figures,
 )
 from maskcls.commands._run import guarded
-from maskcls.errors import ConfigError, DataError, MaskclsError
+from maskcls.errors import ConfigError, MaskclsError
 from maskcls.labels import TASKS
 from maskcls.runtime.engines import usable_cores
 
@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_positive(args, "height", "width", "batch_size", "epochs", "workers", "runs")
     if args.epochs < 2:
         raise ConfigError("--epochs 1: the first epoch decodes; a rate needs a second")
+    if args.ema_decay is not None and not (0 <= args.ema_decay < 1 and "maskcls" in args.ways):
+        raise ConfigError(f"--ema-decay {args.ema_decay:g}: from 0 to below 1, with --ways maskcls")
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(args, Path(scratch))
     print(format_table(figures))
@@ -184,17 +186,7 @@ def run_alone(job: Job) -> dict[str, Any]:
         ConfigError: the way cannot be had here.
         DataError: its process failed; its own words are on stderr.
     """
-    context = multiprocessing.get_context("spawn")
-    end, other = context.Pipe()
-    process = context.Process(target=work, args=(job, other))
-    process.start()
-    other.close()
-    try:
-        answer: dict[str, Any] = end.recv()
-    except EOFError:
-        raise DataError(f"{WAYS[job.way]}: its process ended, see above") from None
-    finally:
-        process.join()
+    answer = in_own_process(work, job)
     if "error" in answer:
         raise ConfigError(f"{WAYS[job.way]}: {answer['error']}")
     return answer
@@ -203,7 +195,7 @@ def run_alone(job: Job) -> dict[str, Any]:
 # --- in a way's own process ----------------------------------------------------------------------
 
 
-def work(job: Job, end: Connection) -> None:
+def work(end: Connection, job: Job) -> None:
     """Trains, and sends what `run_alone` answers."""
     import sklearn.metrics  # noqa: F401  # before the clock starts, for all
     import torch

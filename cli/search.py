@@ -1,9 +1,8 @@
 """Search for the settings of a training that score best on the validation people.
 
-    python cli/data.py sample --out runs/sample            # pictures to try it on
-    python cli/search.py --task age --data-dir runs/sample/train --study studies/age --trials 20
+    python cli/search.py --task age --data-dir data/train --study studies/age --trials 20
     python cli/search.py --study studies/age --trials 40   # goes on, also after an interruption
-    python cli/search.py --task age --study studies/age2 --space space.yaml --minutes 120
+    python cli/search.py --task age --data-dir data/train --study own --space my.yaml --minutes 120
     python cli/train.py --config studies/age/best.yaml --seed 7
 
 Writes STUDY/best.yaml, trials.csv and search.html, and a run for each trial. Needs the extra

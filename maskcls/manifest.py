@@ -44,7 +44,8 @@ class Calibration:
 
 ENSEMBLE = "ensemble"
 """The `Manifest.model` of several networks in one; `model_args` holds the manifest of each."""
-COMBINATIONS = (ENSEMBLE, "soup", "greedy-soup")
+GREEDY_SOUP = "greedy-soup"
+COMBINATIONS = (ENSEMBLE, "soup", GREEDY_SOUP)
 """How several networks of a task are made one; see `maskcls.training.combine`."""
 
 

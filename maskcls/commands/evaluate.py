@@ -49,8 +49,9 @@ people, intervals and if_perfect in its place; of groups of folds also groups, w
 of each. Of one group alone it holds those.
 
 report.html is one page that needs no network: scores, confusion matrices, groups of people,
-reliability; of runs also learning curves, the config and the worst mistakes with their pictures. Of
-a prediction file it shows reliability if maskcls-infer wrote it with --probabilities.
+reliability; of runs and of groups of folds also learning curves, the config and the worst mistakes
+with their pictures. Of a prediction file it shows reliability if maskcls-infer wrote it with
+--probabilities.
 """
 
 

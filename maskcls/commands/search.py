@@ -45,7 +45,7 @@ space leaves out.
 examples:
   maskcls-search --task age --data-dir data/train --study studies/age --trials 30
   maskcls-search --study studies/age --trials 60       go on; also after an interruption
-  maskcls-search --task age --study studies/age2 --space my-space.yaml --minutes 120
+  maskcls-search --task age --data-dir data/train --study studies/own --space my.yaml --minutes 120
   maskcls-train --config studies/age/best.yaml         train with what it found
 """
 
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"people → {study / 'best.yaml'}, {study / 'search.html'}"
     )
     print(f"warning: {flattery(ended)}")
-    print(f"next: maskcls-train --config {study / 'best.yaml'}")
+    print(f"next: {command_line(['maskcls-train', '--config', study / 'best.yaml'])}")
     return 0
 
 

@@ -269,6 +269,8 @@ def _rank(
     if of_picture:
         owners = [row.profile.person for row in firsts]
         for swap in find_swaps(judgement.probabilities, labels, owners):
+            if not judgement.contradicted[[swap.one, swap.other]].any():
+                continue  # two guesses do not make a reason
             one, other = findings[swap.one], findings[swap.other]
             findings[swap.one] = _swapped(one, other, swap.doubt)
             findings[swap.other] = _swapped(other, one, swap.doubt)

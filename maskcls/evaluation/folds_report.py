@@ -57,8 +57,9 @@ def report_folds(
         races=first.races,
         beliefs=beliefs_of(task, probabilities, truth),
     )
+    names = (f"{each.task.name}/{each.group.resolve().name}" for each in found)
     return Report(
-        f"Scores of {' and '.join(f'{each.task.name}/{each.group.name}' for each in found)}",
+        f"Scores of {' and '.join(names)}",
         answers,
         [
             described(checkpoint, f"{each.task.name}, fold {fold}")

@@ -99,19 +99,20 @@ def answer_out_of_fold(
     answers: list[np.ndarray] = []
     manifests: list[Manifest] = []
     models: list[ModelFile] = []
-    unreadable = 0
+    unreadable, seen, unknown = 0, 0, False
     for fold, checkpoint in enumerate(checkpoints):
         manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
         # A fold's calibration was fitted on the people who are answered here.
         engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
         profiles = people_of_run(checkpoint, manifest, "val")
         _refuse_seen(checkpoint, engine, profiles)
+        unknown |= engine.trained_on is None
         roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
         owners = {picture.path: p for p in profiles for picture in p.pictures}
         labels = dict(labelled_pictures(profiles))
         sources = [Source(str(path), path) for path in labels]
         with tqdm(total=len(sources), desc=f"fold {fold}", unit="img", disable=None) as bar:
-            for batch in decoded_batches(engine.specs, sources, BATCH, 2, None):
+            for batch in decoded_batches(engine.specs, sources, BATCH, 2, engine.trained_on):
                 good = [picture for picture in batch if not picture.error]
                 for path in (picture.source.path for picture in good):
                     owner = owners[path]
@@ -126,6 +127,7 @@ def answer_out_of_fold(
                     pixels = np.stack([picture.pixels[0] for picture in good])
                     answers.append(softmax(engine.logits(0, pixels)))
                 unreadable += len(batch) - len(good)
+                seen += sum(picture.seen for picture in good)
                 bar.update(len(batch))
         manifests.append(manifest)
         models += engine.models
@@ -133,6 +135,11 @@ def answer_out_of_fold(
         raise DataError(f"{group}: none of the pictures of its people can be read")
     if unreadable:
         say(f"warning: {unreadable} unreadable pictures are skipped")
+    if seen:
+        say(
+            f"warning: {seen} of the pictures are in the training of the network that answers "
+            "them, in another person's folder, so the scores flatter; maskcls-data check names them"
+        )
     labels_of_all = np.array(multi)
     return OutOfFold(
         group=group,
@@ -145,7 +152,7 @@ def answer_out_of_fold(
         labels=manifests[0].get_task().from_multi(labels_of_all),
         probabilities=np.concatenate(answers),
         multi_labels=labels_of_all,
-        provenance=Provenance(len(places), unreadable, 0, tuple(models)),
+        provenance=Provenance(len(places), unreadable, None if unknown else seen, tuple(models)),
     )
 
 

@@ -250,7 +250,9 @@ def _scores(report: Report) -> Iterator[str]:
             f"The range is the {LEVEL:.0%} interval. The score is computed {DRAWS} times, each "
             "time for as many people as there are, drawn from these, some twice and some not at "
             f"all; {LEVEL:.0%} of the results lie in it. Other people of this kind would give a "
-            "score in such a range, so a difference that is much smaller says little."
+            "score in such a range, so a difference that is much smaller says little. A class that "
+            "nobody drawn has is left out of that result: with few people of a class the range is "
+            "rough."
         )
     else:
         yield paragraph(

@@ -54,12 +54,14 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
     labels = {str(path): label for path, label in labelled_pictures(people)}
     sources = [Source(name, Path(name)) for name in labels]
     found: dict[str, np.ndarray] = {}
+    known = 0
     with tqdm(total=len(sources), desc="answering", unit="img", disable=None) as bar:
-        for batch in decoded_batches(engine.specs, sources, 32, 2, None):
+        for batch in decoded_batches(engine.specs, sources, 32, 2, engine.trained_on):
             good = [picture for picture in batch if not picture.error]
             if good:
                 ids = (picture.source.image_id for picture in good)
                 found |= dict(zip(ids, predict(engine, good), strict=True))
+                known += sum(picture.seen for picture in good)
             bar.update(len(batch))
     if not found:
         raise DataError(f"none of the {len(sources)} pictures of their people can be read")
@@ -71,7 +73,7 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
         np.array([int(probabilities.argmax()) for probabilities in found.values()]),
         [whose[name] for name in found],
         len(sources) - len(found),
-        caveats(engine, [person.person for person in people]),
+        caveats(engine, [person.person for person in people], known),
     )
 
 

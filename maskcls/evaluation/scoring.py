@@ -134,6 +134,15 @@ def scores_of_many(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return f1.sum(axis=1) / occurs.sum(axis=1), hits / matrices.sum(axis=(1, 2))
 
 
+def macro_f1_of_true(matrices: np.ndarray) -> np.ndarray:
+    """Macro F1 (D,) of matrices (D, C, C) or (D, C, C+1) over the classes that the truth of each
+    has: the same for all answers about the same pictures, so that two can be compared."""
+    f1, _ = _f1(matrices)
+    present = matrices.sum(axis=2) > 0
+    means: np.ndarray = (f1 * present).sum(axis=1) / present.sum(axis=1)
+    return means
+
+
 def _f1(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts (…, C, C) or (…, C, C+1) → F1 (…, C), 0 for a class that does not occur, and whether
     it occurs (…, C)."""

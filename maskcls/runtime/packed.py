@@ -33,8 +33,8 @@ from maskcls.runtime.sources import (
     Pictures,
     Source,
     list_pictures,
-    locate,
     picture_names,
+    spelled_on_disk,
 )
 
 ROWS = 64
@@ -175,7 +175,8 @@ class ParquetPictures(PackedFile):
     def _source(self, row: dict[str, Any], number: int) -> Source:
         name = self._name(row, number)
         if not self._contents:
-            return Source(name, locate(self.path.parent, name))
+            folder = self.path.parent
+            return Source(name, folder / spelled_on_disk(folder, name))
         content = row[self._contents]
         if isinstance(content, dict):
             content = content["bytes"]

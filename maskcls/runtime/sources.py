@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, overload
@@ -40,11 +40,14 @@ class Pictures(Protocol):
 
 class ListedPictures(Sequence[Source]):
     """Files by their names below a folder. A `Source` is made when it is asked for, so that of a
-    long list only the names are in memory."""
+    long list only the names are in memory. `spelled`: names whose file is written otherwise."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, names: Sequence[str], spelled: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = folder
         self._names = names
+        self._spelled = spelled or {}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,9 +58,9 @@ class ListedPictures(Sequence[Source]):
     def __getitem__(self, place: slice) -> ListedPictures: ...
     def __getitem__(self, place: int | slice) -> Source | ListedPictures:
         if isinstance(place, slice):
-            return ListedPictures(self._folder, self._names[place])
+            return ListedPictures(self._folder, self._names[place], self._spelled)
         name = self._names[place]
-        return Source(name, locate(self._folder, name))
+        return Source(name, self._folder / self._spelled.get(name, name))
 
 
 def list_pictures(images: Path, info: Path | None = None) -> ListedPictures:
@@ -140,16 +143,17 @@ def _read_list(table: Path, folder: Path) -> ListedPictures:
         if name in seen or not name:
             raise DataError(f"{table}: {'an empty name' if not name else f'{name!r} stands twice'}")
         seen.add(name)
-    return ListedPictures(folder, names)
+    spelled = {name: other for name in names if (other := spelled_on_disk(folder, name)) != name}
+    return ListedPictures(folder, names, spelled)
 
 
-def locate(folder: Path, name: str) -> Path:
-    """The file of that name; one whose name differs only in Unicode normalisation will do."""
-    path = folder / name
+def spelled_on_disk(folder: Path, name: str) -> str:
+    """The name as its file has it; a file whose name differs only in Unicode normalisation will do.
+    The name itself where there is none."""
     # os.path: a name that no file can have, because it is too long, is none that exists.
-    if not os.path.exists(path) and not name.isascii():
+    if not name.isascii() and not os.path.exists(folder / name):
         for form in ("NFC", "NFD"):
-            other = folder / unicodedata.normalize(form, name)
-            if os.path.exists(other):
+            other = unicodedata.normalize(form, name)
+            if os.path.exists(folder / other):
                 return other
-    return path
+    return name

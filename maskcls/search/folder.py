@@ -66,9 +66,11 @@ class StudyFolder:
 
 
 def settings_yaml(config: TrainConfig) -> str:
-    """A config without the place and the name of a run, as `cli/train.py --config` takes it."""
+    """A config without the name of a run, as `cli/train.py --config` takes it."""
     values = config.to_dict()
-    del values["model_dir"], values["name"]
+    del values["name"]
+    if config.model_dir == TrainConfig().model_dir:  # else runs on the built-in sample lie apart
+        del values["model_dir"]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def write_results(
     write_atomic(folder.path / TRIALS, text.getvalue().encode())
     best = best_of(trials)
     if best is not None:
-        config = folder.trial_config(best.number, best.values)
+        trial = folder.trial_config(best.number, best.values)
+        config = replace(trial, model_dir=folder.config.model_dir)  # not among the trials
         lines = [
             f"# Trial {best.number} of {len(trials)}: macro F1 {best.score:.4f}.",
             f"# Careful: {flattery(trials)}.",

@@ -29,8 +29,11 @@ from maskcls.config import (
 )
 from maskcls.errors import ConfigError, unknown
 
-FIXED_FIELDS = frozenset((*PEOPLE_FIELDS, *PLACE_FIELDS, *MACHINE_FIELDS, "task", "strict"))
-"""Scores could not be compared if these differed between trials, or would not differ."""
+FIXED_FIELDS = frozenset(
+    (*PEOPLE_FIELDS, *PLACE_FIELDS, *MACHINE_FIELDS, "task", "strict", "calibration")
+)
+"""Scores could not be compared if these differed between trials, or would not differ: scored is
+what a network answers before it is calibrated."""
 RANGE_KEYS = ("low", "high", "log", "step")
 
 

@@ -44,6 +44,7 @@ from maskcls.runtime.labelling import decoded_batches
 from maskcls.training.paths import increment_path
 
 BATCH = 32  # pictures at once
+SAMPLE = 1024  # pictures that tell whether a soup is one
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,21 @@ def combine_runs(
                 f"{first.path} and the others: trained on {changed[0]} in different folders; give "
                 "them one place with maskcls-train --resume RUN --data-dir DIR"
             )
-    unseen = _load(people["val"], first.manifest, say) if people["val"] else None
+    known = frozenset[int]().union(*(member.seen or () for member in members))
+    unseen = _load(people["val"], first.manifest, say, known) if people["val"] else None
     if way == ENSEMBLE:
         chosen, model = members, _ensemble(members)
     else:
         training = _load(people["train"], first.manifest, say)
+        assert training is not None  # nothing is left out of it
 
         def average(some: Sequence[_Member]) -> nn.Module:
             return _average(some, training, device)
 
         if way == "soup":
             chosen, model = members, average(members)
+            if unseen is None:
+                _warn_of_collapse(members, model, training, device, say)
         elif unseen is None:
             raise DataError(
                 "nobody validated one of these runs and trained none of them, so there is nobody "
@@ -207,12 +212,18 @@ def _people(members: Sequence[_Member], names: set[str]) -> list[Profile]:
         for side in ("train", "val"):
             for profile in people_of_run(member.path, member.manifest, side):
                 if profile.person in names:
-                    found[profile.folder] = profile
+                    found[profile.folder.resolve()] = profile  # a folder is told in several ways
     return list(found.values())
 
 
-def _load(people: Sequence[Profile], manifest: Manifest, say: Callable[[str], None]) -> _Pictures:
-    """Their pictures. One that cannot be read is left out.
+def _load(
+    people: Sequence[Profile],
+    manifest: Manifest,
+    say: Callable[[str], None],
+    known: frozenset[int] = frozenset(),
+) -> _Pictures | None:
+    """Their pictures, without those that cannot be read and those that are `known`: in somebody
+    else's folder, too, whom a network has trained on. None if all of them are.
 
     Raises:
         DataError: none can be read.
@@ -220,17 +231,26 @@ def _load(people: Sequence[Profile], manifest: Manifest, say: Callable[[str], No
     listed = dict(labelled_pictures(people))
     sources = [Source(str(path), path) for path in listed]
     pixels, labels = [], []
+    unreadable = 0
     with tqdm(total=len(sources), desc="pictures", unit="img", disable=None, leave=False) as bar:
-        for batch in decoded_batches([manifest.preprocess], sources, BATCH, 2, None):
+        for batch in decoded_batches([manifest.preprocess], sources, BATCH, 2, known):
             for picture in batch:
-                if not picture.error:
+                unreadable += bool(picture.error)
+                if not picture.error and not picture.seen:
                     pixels.append(picture.pixels[0])
                     labels.append(listed[picture.source.path])
             bar.update(len(batch))
-    if not pixels:
+    if unreadable == len(sources):
         raise DataError(f"none of {len(sources)} pictures of these runs can be read")
-    if len(pixels) < len(sources):
-        say(f"warning: {len(sources) - len(pixels)} unreadable pictures are skipped")
+    if unreadable:
+        say(f"warning: {unreadable} unreadable pictures are skipped")
+    if copies := len(sources) - unreadable - len(pixels):
+        say(
+            f"warning: {copies} pictures of people whom none has trained on are skipped: they are "
+            "in somebody else's folder, too; maskcls-data check names them"
+        )
+    if not pixels:
+        return None
     return _Pictures(np.stack(pixels), manifest.get_task().from_multi(np.array(labels)))
 
 
@@ -294,6 +314,30 @@ def _greedy(
         if taken:
             chosen, best, model = [*chosen, member], found, mixed
     return chosen, model
+
+
+def _warn_of_collapse(
+    members: Sequence[_Member],
+    soup: nn.Module,
+    training: _Pictures,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
+    """Where nobody is left to score a soup on, some of the pictures that it was trained on tell
+    whether its weights could be averaged at all."""
+    rows = np.random.default_rng(0).permutation(len(training.labels))[:SAMPLE]
+    some = _Pictures(training.pixels[rows], training.labels[rows])
+    manifest = replace(members[0].manifest, calibration=None)
+    mixed, *alone = (
+        _score(Answer(model, manifest), some, manifest, device).macro_f1
+        for model in (soup, *(member.model for member in members))
+    )
+    if mixed < min(alone):
+        say(
+            f"warning: on {len(rows)} pictures that they were trained on the soup has a macro F1 "
+            f"of {mixed:.4f}, its networks {min(alone):.4f} to {max(alone):.4f}: their weights "
+            "cannot be averaged; take --how ensemble"
+        )
 
 
 @torch.inference_mode()

@@ -19,6 +19,8 @@ from maskcls.errors import TrainingError
 from maskcls.models import predict_logits
 from maskcls.training.processes import gather
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -26,6 +28,11 @@ class Precision:
 
     device: str  # cpu or cuda
     dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """As `--precision` has it."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass; float32 casts nothing."""
@@ -46,8 +53,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         raise TrainingError("--precision fp16 needs CUDA; on a CPU take bf16, fp32 or auto")
     if name == "auto":
         name = "bf16" if _has_bf16(device) else "fp32"
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return Precision(device.type, dtypes[name])
+    return Precision(device.type, DTYPES[name])
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -25,6 +25,7 @@ from maskcls.evaluation.report import (
     write_report,
 )
 from maskcls.labels import softmax
+from maskcls.provenance import fingerprint
 from maskcls.training.engines import Precision
 
 
@@ -61,6 +62,9 @@ def report_run(
     probabilities = softmax(np.concatenate(logits))
     truth = dataset.labels[rows]
     people = [dataset.people[row] for row in rows]
+    seen = engine.trained_on or frozenset()
+    digests = (dataset.digests[str(dataset.paths[row])] for row in rows)
+    known = sum(fingerprint(digest) in seen for digest in digests)
     chosen = worst(probabilities, truth)
     paths = [dataset.paths[row] for row in rows[chosen]]
     mistakes = describe(
@@ -89,7 +93,7 @@ def report_run(
         notes=[
             "Scored is the best network on the people who validated the training. They chose the "
             "epoch, so strangers are scored a little lower.",
-            *caveats(engine, people),
+            *caveats(engine, people, known),
         ],
     )
     write_report(report, folder / REPORT)

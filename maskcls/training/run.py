@@ -130,11 +130,10 @@ def train(
     with idist.one_rank_first(local=True):  # one process of a machine downloads and decodes
         start = find_start(config.weights, config.model, say)
         data = _load_data(config, say)
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     # What `auto` came to is part of the run: a resumed one must not choose anew.
     config = dataclasses.replace(
         config,
-        precision=names[precision.dtype],
+        precision=precision.name,
         weights=config.weights if config.weights != "auto" else ("imagenet" if start else "none"),
     )
     session = _Session(config, data, device, say)

@@ -7,13 +7,20 @@ import csv
 import json
 import math
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from maskcls.data.fixes import apply_fixes, read_fixes
 from maskcls.data.profiles import read_profiles
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.audit import blind_recall
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "audit.py"
@@ -51,17 +58,27 @@ def test_figures_are_those_of_the_ranking(
         assert row["found"] == len(first & changed[name])
         assert row["recall"] == pytest.approx(row["found"] / 2)
         assert 0 <= row["accuracy"] <= 1
+        assert 0 <= row["blind_recall"] <= 1
         assert f"| {name} | 18 | 2 | {row['found']} |" in done.stdout
     for task in ("mask_gender", "age"):
         names = {path.name for path in (kept / "runs" / task / "folds").iterdir()}
         assert names == {"folds.yaml", "fold0", "fold1", "oof.csv", "oof.csv.json"}
 
 
+def test_answers_that_say_nothing_find_rare_labels_first() -> None:
+    """Of 40 people 10 are labelled female, 2 of them wrongly, as is one of the others."""
+
+    ranking: Any = [SimpleNamespace(target=f"{n:02}", label=int(n < 10)) for n in range(40)]
+    # The first 4 of the ranking are of the 10, with no order among these: 4 / 10 of the 2.
+    found = blind_recall(ranking, "gender", {"03", "07", "20"})
+    assert found == pytest.approx(2 * 4 / 10 / 3)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         (["--folds", "0"], "--folds 0: needs at least 1"),
-        (["--share", "0.5"], "--share 0.5: must be above 0 and below 0.5"),
+        (["--share", "0.2"], "--share 0.2: must be above 0 and at most 0.1"),
         (["--keep", str(SCRIPT.parent)], "is not empty"),
     ],
 )

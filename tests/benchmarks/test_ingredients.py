@@ -94,6 +94,14 @@ def test_scores_are_those_of_the_command(
     longer = run(*argv, "--epochs", 2)
     assert longer.returncode == 2
     assert "epochs 2 (the training there has 1). Give another folder as --runs" in longer.stderr
+    stored = runs / "seed42/age/preset/config.yaml"
+    text = stored.read_text("utf-8")
+    own = read_yaml(stored)["precision"]
+    other = "fp32" if own == "bf16" else "bf16"
+    stored.write_text(text.replace(f"precision: {own}", f"precision: {other}"), "utf-8")
+    line = run(*argv).stderr
+    assert f"precision '{own}' (the training there has '{other}')" in line
+    stored.write_text(text, "utf-8")
     picture = next((root / "images").glob("*/normal.jpg"))
     Image.new("RGB", (40, 30), "red").save(picture)
     changed = run(*argv[:-2], "mixup")

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.training import format_table, rate, seconds_to
+from benchmarks.training import format_table, main, rate, seconds_to
 
 
 def run(*ends_and_scores: tuple[float, float]) -> dict[str, Any]:
@@ -22,6 +24,12 @@ def table(targets: list[float], **runs: list[dict[str, Any]]) -> str:
     return format_table(
         {"task": "mask", "model": "resnet18", **sizes, **machine, "targets": targets, "runs": runs}
     )
+
+
+@pytest.mark.parametrize("options", ["--ema-decay 1", "--ema-decay 0 --ways timm"])
+def test_averages_are_of_maskcls(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options.split()) == 2
+    assert "from 0 to below 1, with --ways maskcls" in capsys.readouterr().err
 
 
 def test_a_rate_leaves_the_first_epoch_out() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,12 +22,14 @@ from maskcls.data.profiles import read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
-from maskcls.images import read_image
+from maskcls.evaluation.caveats import caveats
+from maskcls.images import content_digest, read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import ENSEMBLE, SEEN_KEY, Manifest, OnnxManifest, ensemble_members
 from maskcls.models import load_model
 from maskcls.onnx.card import CARD_FILE
 from maskcls.provenance import fingerprint
+from maskcls.training import combine as combining
 from maskcls.training import handlers
 
 SMALL = "--weights none --model base --height 32 --width 32 --epochs 1 --device cpu --workers 1"
@@ -239,6 +242,11 @@ def test_a_greedy_soup_is_never_worse_than_the_best_alone(
     assert whole >= max(alone.values())
     assert f"macro F1 {whole:.4f}" in out
     assert "they themselves and their epochs were chosen by them: it flatters" in out
+    engine = TorchClassifier(
+        [root / "soups/age/greedy-soup/best.pt"], torch.device("cpu"), complete=False
+    )
+    [caveat] = caveats(engine, [], 0)
+    assert caveat.startswith("the networks in the greedy soup of age were chosen on people who")
     manifest = load_model(root / "soups/age/greedy-soup")[1]
     taken = len(manifest.config["combined"]["checkpoints"])
     assert f"age: {taken} of 3 networks" in out
@@ -260,6 +268,48 @@ def test_whom_a_start_was_trained_on_scores_no_soup(
     table = read_split(tmp_path / "age" / "soup" / "split.csv")
     assert sorted(people_of(table, "val")) == validated[2:]
     assert set(validated[:2]) < people_of(table, "train")
+
+
+def test_copies_of_what_training_had_score_no_soup(
+    runs: list[Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = tmp_path / "age" / "started"
+    shutil.copytree(runs[1], changed)
+    person = min(people_of(read_split(changed / "split.csv"), "val"))
+    picture = min((root / "data/train/images" / person).iterdir())
+    content = dict(read_checkpoint(changed / "best.pt"))
+    one = torch.tensor([fingerprint(content_digest(picture.read_bytes()))], dtype=torch.int64)
+    content["seen"] = torch.cat([content["seen"], one])
+    save_checkpoint(content, changed / "best.pt")
+    argv = [str(runs[0]), str(changed), "--how", "soup", "--model-dir", str(tmp_path)]
+    capsys.readouterr()
+    assert combine.main(argv) == 0
+    said = "warning: 1 pictures of people whom none has trained on are skipped"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("mixed", "collapsed"), [(0.2, True), (0.85, False)])
+def test_a_soup_that_nobody_can_score_is_held_against_its_networks(
+    groups: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mixed: float,
+    collapsed: bool,
+) -> None:
+    scores = iter([mixed, 0.8, 0.9])  # of the soup, then of its networks
+
+    def score(answering: object, pictures: combining._Pictures, *rest: object) -> SimpleNamespace:
+        assert len(pictures.labels) == len(pictures.pixels) == 12 * 7
+        return SimpleNamespace(macro_f1=next(scores))
+
+    monkeypatch.setattr(combining, "_score", score)
+    argv = [str(groups[1]), "--how", "soup", "--model-dir", str(tmp_path)]
+    capsys.readouterr()
+    assert combine.main(argv) == 0
+    out = capsys.readouterr().out
+    assert ("their weights cannot be averaged; take --how ensemble" in out) is collapsed
+    assert next(scores, None) is None
 
 
 # --- what cannot be combined ----------------------------------------------------------------------
@@ -308,6 +358,17 @@ def test_copies_of_the_data_would_count_people_twice(
     line = fails([str(runs[0]), str(other), "--model-dir", str(tmp_path / "models")], capsys)
     assert "in different folders; give them one place with maskcls-train --resume" in line
     assert not (tmp_path / "models").exists()
+
+
+def test_a_folder_that_is_told_in_two_ways_is_one(
+    runs: list[Path], root: Path, tmp_path: Path
+) -> None:
+    other, link = tmp_path / "exp", tmp_path / "link"
+    shutil.copytree(runs[1], other)
+    link.symlink_to(root / "data" / "train")
+    config = other / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace(str(root / "data" / "train"), str(link)))
+    assert combine.main([str(runs[0]), str(other), "--model-dir", str(tmp_path / "models")]) == 0
 
 
 def test_a_table_of_the_eval_folder_is_scored(ensembles: Path, root: Path, tmp_path: Path) -> None:

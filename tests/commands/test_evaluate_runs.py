@@ -20,6 +20,7 @@ from maskcls.data.profiles import read_profiles
 from maskcls.data.runs import labelled_pictures
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
+from maskcls.images import content_digest
 from maskcls.labels import ATTRIBUTES
 from maskcls.provenance import fingerprint
 from maskcls.training import handlers
@@ -155,6 +156,22 @@ def test_people_whom_a_start_has_seen_are_told(
     assert f"first: {person};" in caveat
     assert f"warning: {caveat}\n" in capsys.readouterr().out
     assert html.escape(caveat) in page.read_text("utf-8")
+
+
+def test_pictures_that_training_had_in_another_folder_are_told(
+    data: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = tmp_path / "age" / "started"
+    shutil.copytree(runs[1], started)
+    person = min(people_of(read_split(started / "split.csv"), "val"))
+    picture = min((data / "images" / person).iterdir())
+    content = dict(read_checkpoint(started / "best.pt"))
+    one = torch.tensor([fingerprint(content_digest(picture.read_bytes()))], dtype=torch.int64)
+    content["seen"] = torch.cat([content["seen"], one])
+    save_checkpoint(content, started / "best.pt")
+    assert evaluate.main([str(runs[0]), str(started)]) == 0
+    caveat = "1 of these pictures are in the training of a network too, in another person's folder"
+    assert f"warning: {caveat};" in capsys.readouterr().out
 
 
 def test_a_calibration_by_the_same_people_is_told(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 
 import maskcls
-from maskcls.checkpoints import file_digest, read_checkpoint
+from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import data as data_command
 from maskcls.commands import evaluate, train
@@ -29,8 +30,9 @@ from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
 from maskcls.evaluation import out_of_fold
+from maskcls.evaluation.folds_report import report_folds
 from maskcls.evaluation.report import Report, write_report
-from maskcls.images import read_image
+from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, TASKS, softmax
 from maskcls.provenance import fingerprint, read_provenance
 from maskcls.training import handlers
@@ -406,6 +408,32 @@ def test_a_report_of_everybody(
         np.testing.assert_allclose(view.heat, heat, atol=1e-5)
 
 
+def test_groups_in_another_order_are_scored_alike(groups: list[Path]) -> None:
+    """As of folds of another seed, whose people come in another order."""
+    device = torch.device("cpu")
+    first, second = (out_of_fold.answer_out_of_fold(group, device) for group in groups)
+    order = np.random.default_rng(0).permutation(len(second.places))
+    moved = replace(
+        second,
+        **{
+            name: [getattr(second, name)[row] for row in order]
+            for name in ("places", "paths", "people", "races")
+        },
+        **{
+            name: getattr(second, name)[order]
+            for name in ("folds", "labels", "probabilities", "multi_labels")
+        },
+    )
+    one, other = (report_folds([first, found], device) for found in (second, moved))
+    assert np.array_equal(one.answers.predicted, other.answers.predicted)
+    assert one.mistakes and other.mistakes
+    for here, there in zip(one.mistakes, other.mistakes, strict=True):
+        assert (here.name, here.predicted) == (there.name, there.predicted)
+        for view, same in zip(here.views, there.views, strict=True):
+            assert np.array_equal(view.pixels, same.pixels)
+            np.testing.assert_allclose(view.heat, same.heat, atol=1e-5)
+
+
 def test_a_report_of_one_group_without_pictures(groups: list[Path], tmp_path: Path) -> None:
     page = tmp_path / "oof.html"
     argv = ["--oof", str(groups[1]), "--report", str(page), "--no-pictures"]
@@ -449,6 +477,26 @@ def test_what_cannot_be_scored_out_of_fold(
     shutil.copy(copy / "fold2" / "best.pt", copy / "fold1" / "best.pt")
     shutil.copy(copy / "fold2" / "best.pt.sha256", copy / "fold1" / "best.pt.sha256")
     assert "is not the split of" in fails(main, ["--oof", str(copy)], capsys)
+
+
+def test_pictures_that_lie_in_another_fold_too_are_told(
+    data: Path, groups: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = tmp_path / "folds"
+    shutil.copytree(groups[1], group)
+    checkpoint = group / "fold0" / "best.pt"
+    person = min(people_of(read_split(group / "fold0" / "split.csv"), "val"))
+    picture = min((data / "images" / person).iterdir())
+    content = dict(read_checkpoint(checkpoint))
+    one = torch.tensor([fingerprint(content_digest(picture.read_bytes()))], dtype=torch.int64)
+    content["seen"] = torch.cat([content["seen"], one])
+    save_checkpoint(content, checkpoint)
+    assert evaluate.main(["--oof", str(group)]) == 0
+    assert (
+        "warning: 1 of the pictures are in the training of the network" in capsys.readouterr().out
+    )
+    provenance = read_provenance(group / "oof.csv")
+    assert provenance is not None and provenance.seen_in_training == 1
 
 
 def test_the_check_of_seen_people_can_fail(

@@ -81,6 +81,20 @@ def test_wrong_people_and_swapped_pictures_are_found_and_put_right(
     assert apply_fixes(read_profiles(root), read_fixes(tmp_path / "fixes.csv")) == truth
 
 
+def test_two_guesses_are_no_swap(root: Path, tmp_path: Path) -> None:
+    truth = read_profiles(root)
+    given = answers(np.random.default_rng(0), TASKS["mask"], truth)
+    names = [picture.path.stem for picture in truth[7].pictures]
+    for stem, shares in (("mask1", (0.49, 0.51, 0)), ("incorrect_mask", (0.75, 0.25, 0))):
+        given[7][names.index(stem)] = shares
+    file = write_oof(tmp_path / "mask.csv", "mask", root, truth, given)
+    findings = {one.target: one for one in audit_labels([read_oof(file)]).rankings["mask"]}
+    for stem in ("mask1", "incorrect_mask"):
+        finding = findings[f"{truth[7].folder.name}/{stem}.jpg"]
+        assert finding.answer != finding.label and finding.answer_probability > 0.3
+        assert not finding.contradicted and not finding.swapped_with
+
+
 def test_a_swap_brings_its_other_half(root: Path, tmp_path: Path) -> None:
     truth = read_profiles(root)
     truth[7] = swapped(truth[7])

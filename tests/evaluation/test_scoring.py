@@ -18,6 +18,7 @@ from maskcls.errors import DataError
 from maskcls.evaluation.scoring import (
     NO_ANSWER,
     confusion_matrix,
+    macro_f1_of_true,
     read_answers,
     score_answers,
     scores_from_confusion,
@@ -90,6 +91,16 @@ def test_many_matrices_score_as_each_of_them(columns: int) -> None:
     macro_f1, accuracy = scores_of_many(matrices)
     np.testing.assert_allclose(macro_f1, [scores.macro_f1 for scores in each], rtol=1e-14)
     np.testing.assert_allclose(accuracy, [scores.accuracy for scores in each], rtol=1e-14)
+
+
+@given(labellings())
+def test_macro_f1_of_true_classes_is_that_of_sklearn(
+    case: tuple[int, list[int], list[int]],
+) -> None:
+    num_classes, truth, predicted = case
+    matrix = confusion_matrix(np.array(truth), np.array(predicted), num_classes)
+    expected = metrics.f1_score(truth, predicted, labels=sorted(set(truth)), average="macro")
+    assert macro_f1_of_true(matrix[None]) == pytest.approx(expected)
 
 
 def test_confusion_matrix_rejects_labels_that_do_not_fit() -> None:

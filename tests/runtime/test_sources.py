@@ -76,6 +76,17 @@ def test_a_missing_file_is_listed_all_the_same(tmp_path: Path) -> None:
     assert ids(list_pictures(tmp_path)) == ["b.jpg", "a.jpg"]
 
 
+def test_a_name_of_a_folder_is_no_other_file(tmp_path: Path) -> None:
+    """A file that is gone is an error, though another has its name in the other form."""
+    touch(tmp_path, NFC)
+    if (tmp_path / NFD).exists():
+        pytest.skip("this file system takes both forms for one name")
+    (tmp_path / NFD).symlink_to(tmp_path / "gone.jpg")
+    sources = list_pictures(tmp_path)
+    assert [source.path.name for source in sources] == ids(sources)
+    assert set(ids(sources)) == {NFC, NFD}
+
+
 # --- lists -------------------------------------------------------------------------------------
 
 

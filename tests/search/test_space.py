@@ -78,6 +78,7 @@ def test_what_a_trial_can_have() -> None:
         ("lr: [0.1, 0.2]\nseed: [1, 2]", 2, "seed cannot be searched"),
         ("data_dir: [a, b]", 1, "data_dir cannot be searched"),
         ("device: [cpu, cuda]", 1, "device cannot be searched"),
+        ("calibration: [none, macro_f1]", 1, "calibration cannot be searched"),
         ("[1, 2]: [1, 2]", 1, "unknown key"),
         ("mixup: {low: 0.0, high: 0.5}\ncutmix: [0.0, 1.2]", 2, "cutmix"),
     ],

@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 import maskcls
 from maskcls.commands.search import main
 from maskcls.commands.train import main as train_main
-from maskcls.config import read_yaml
+from maskcls.config import read_yaml, resolve
 from maskcls.data.sample import make_sample
+from maskcls.search.folder import settings_yaml
 from maskcls.training import engines, handlers
 from tests.training.small import SMALL
 
@@ -126,6 +127,7 @@ def test_a_search_ends_in_a_config_that_repeats_its_best_trial(
     scores = [float(row["macro_f1"]) for row in found]
     best = scores.index(max(scores)) + 1
     assert f"best: trial {best} of 3, macro F1 {max(scores):.4f}" in out
+    assert out.splitlines()[-1] == "next: maskcls-train --config '연구 ?/best.yaml'"
     assert re.search(r"^warning: the best of 3 scores .* flatters", out, flags=re.MULTILINE)
     # A trial is an ordinary training, with its metrics.
     run = study / "runs" / "age" / f"trial-{best:03d}"
@@ -142,6 +144,14 @@ def test_a_search_ends_in_a_config_that_repeats_its_best_trial(
     parser.feed(page)
     assert not parser.open
     assert "flatters" in page and f"{max(scores):.4f}" in page
+
+
+def test_a_study_on_the_built_in_sample_trains_beside_it() -> None:
+    """A network that knows cartoons only is not to be taken by `--model runs`."""
+    apart = resolve("age", "scratch", flags={"model_dir": "runs/sample"})
+    assert yaml.safe_load(settings_yaml(apart))["model_dir"] == "runs/sample"
+    usual = yaml.safe_load(settings_yaml(resolve("age", "scratch")))
+    assert "model_dir" not in usual and "name" not in usual
 
 
 def test_a_second_call_goes_on_and_needs_no_options(
