@@ -20,14 +20,13 @@ All options: python benchmarks/pixel_cache.py --help
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,7 @@ def train_once(
 
     def open_decoding(paths: Sequence[Path], spec: Any, *rest: Any, **options: Any) -> Any:
         found = open_cache(paths, spec, *rest, **options)
-        return dataclasses.replace(found, pixels=Decoding(paths, spec))
+        return replace(found, pixels=Decoding(paths, spec))
 
     open_cache = datasets.open_cache
     if not cached:

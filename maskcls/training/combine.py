@@ -96,7 +96,8 @@ def combine_runs(
     members = [_open(path) for path in checkpoints]
     _require_alike(members, soup=way != ENSEMBLE)
     first = members[0]
-    table = _common_split(members)
+    known = frozenset[int]().union(*(member.seen or () for member in members))
+    table = _common_split(members, known)
     people = {side: _people(members, people_of(table, side)) for side in ("train", "val")}
     for side, found in people.items():
         if changed := changed_people(table, side, found):
@@ -104,7 +105,6 @@ def combine_runs(
                 f"{first.path} and the others: trained on {changed[0]} in different folders; give "
                 "them one place with maskcls-train --resume RUN --data-dir DIR"
             )
-    known = frozenset[int]().union(*(member.seen or () for member in members))
     unseen = _load(people["val"], first.manifest, say, known) if people["val"] else None
     if way == ENSEMBLE:
         chosen, model = members, _ensemble(members)
@@ -178,10 +178,9 @@ def _require_alike(members: Sequence[_Member], *, soup: bool) -> None:
             raise differ(member, "model, its arguments or tta", "; take --how ensemble")
 
 
-def _common_split(members: Sequence[_Member]) -> str:
-    """The text of a `split.csv`: whom one of them, or what it started from, has trained on is on
-    that side; whoever validated some and trained none validates."""
-    seen = frozenset[int]().union(*(member.seen or () for member in members))
+def _common_split(members: Sequence[_Member], known: frozenset[int]) -> str:
+    """The text of a `split.csv`: whom one of them, or what it started from, has trained on, the
+    `known`, is on that side; whoever validated some and trained none validates."""
     rows: dict[str, dict[str, str]] = {}
     for member in members:
         file = member.path.parent / "split.csv"
@@ -192,14 +191,14 @@ def _common_split(members: Sequence[_Member]) -> str:
         if split_hash(text) != member.manifest.split_hash:
             raise DataError(f"{file}: is not the split of {member.path}")
         for row in csv.DictReader(io.StringIO(text, newline="")):
-            known = rows.setdefault(row["person"], row)
-            if {**known, "side": ""} != {**row, "side": ""}:
+            first = rows.setdefault(row["person"], row)
+            if {**first, "side": ""} != {**row, "side": ""}:
                 raise DataError(
                     f"{members[0].path} and {member.path}: trained with different pictures or "
                     f"labels of {row['person']}"
                 )
-            if row["side"] == "train" or fingerprint(row["person"]) in seen:
-                known["side"] = "train"
+            if row["side"] == "train" or fingerprint(row["person"]) in known:
+                first["side"] = "train"
     table = io.StringIO()
     ordered = (tuple(rows[person][name] for name in SPLIT_COLUMNS) for person in sorted(rows))
     write_rows(table, [SPLIT_COLUMNS, *ordered])
@@ -334,7 +333,7 @@ def _warn_of_collapse(
     )
     if mixed < min(alone):
         say(
-            f"warning: on {len(rows)} pictures that they were trained on the soup has a macro F1 "
+            f"warning: on {len(rows)} pictures of their trainings the soup has a macro F1 "
             f"of {mixed:.4f}, its networks {min(alone):.4f} to {max(alone):.4f}: their weights "
             "cannot be averaged; take --how ensemble"
         )

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import f1_score
 
-from maskcls.checkpoints import read_checkpoint, save_checkpoint
+from maskcls.checkpoints import read_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import combine, evaluate, export, infer, train
 from maskcls.data.profiles import read_profiles
@@ -31,6 +31,7 @@ from maskcls.onnx.card import CARD_FILE
 from maskcls.provenance import fingerprint
 from maskcls.training import combine as combining
 from maskcls.training import handlers
+from tests.seen import add_seen
 
 SMALL = "--weights none --model base --height 32 --width 32 --epochs 1 --device cpu --workers 1"
 SMALL += " --batch-size 16 --precision fp32 --tta flip"
@@ -259,10 +260,7 @@ def test_whom_a_start_was_trained_on_scores_no_soup(
     changed = tmp_path / "age" / "started"
     shutil.copytree(runs[1], changed)
     validated = sorted(people_of(read_split(changed / "split.csv"), "val"))
-    content = dict(read_checkpoint(changed / "best.pt"))
-    more = torch.tensor([fingerprint(person) for person in validated[:2]], dtype=torch.int64)
-    content["seen"] = torch.cat([content["seen"], more])
-    save_checkpoint(content, changed / "best.pt")
+    add_seen(changed / "best.pt", *validated[:2])
     argv = [str(runs[0]), str(changed), "--how", "soup", "--model-dir", str(tmp_path)]
     assert combine.main(argv) == 0
     table = read_split(tmp_path / "age" / "soup" / "split.csv")
@@ -277,10 +275,7 @@ def test_copies_of_what_training_had_score_no_soup(
     shutil.copytree(runs[1], changed)
     person = min(people_of(read_split(changed / "split.csv"), "val"))
     picture = min((root / "data/train/images" / person).iterdir())
-    content = dict(read_checkpoint(changed / "best.pt"))
-    one = torch.tensor([fingerprint(content_digest(picture.read_bytes()))], dtype=torch.int64)
-    content["seen"] = torch.cat([content["seen"], one])
-    save_checkpoint(content, changed / "best.pt")
+    add_seen(changed / "best.pt", content_digest(picture.read_bytes()))
     argv = [str(runs[0]), str(changed), "--how", "soup", "--model-dir", str(tmp_path)]
     capsys.readouterr()
     assert combine.main(argv) == 0

@@ -10,11 +10,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 
-from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.commands import evaluate, infer, train
 from maskcls.data.profiles import read_profiles
 from maskcls.data.runs import labelled_pictures
@@ -22,8 +20,8 @@ from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
 from maskcls.images import content_digest
 from maskcls.labels import ATTRIBUTES
-from maskcls.provenance import fingerprint
 from maskcls.training import handlers
+from tests.seen import add_seen
 
 SMALL = (
     "--weights none --model base --height 48 --width 36 --epochs 3 --lr 0.005 --device cpu "
@@ -142,10 +140,7 @@ def test_people_whom_a_start_has_seen_are_told(
     started = tmp_path / "age" / "started"
     shutil.copytree(runs[1], started)
     person = min(people_of(read_split(started / "split.csv"), "val"))
-    content = dict(read_checkpoint(started / "best.pt"))
-    one = torch.tensor([fingerprint(person)], dtype=torch.int64)
-    content["seen"] = torch.cat([content["seen"], one])
-    save_checkpoint(content, started / "best.pt")
+    add_seen(started / "best.pt", person)
     assert evaluate.main([str(runs[0]), str(runs[1])]) == 0
     assert "warning" not in capsys.readouterr().out
     page, file = tmp_path / "page.html", tmp_path / "score.json"
@@ -165,10 +160,7 @@ def test_pictures_that_training_had_in_another_folder_are_told(
     shutil.copytree(runs[1], started)
     person = min(people_of(read_split(started / "split.csv"), "val"))
     picture = min((data / "images" / person).iterdir())
-    content = dict(read_checkpoint(started / "best.pt"))
-    one = torch.tensor([fingerprint(content_digest(picture.read_bytes()))], dtype=torch.int64)
-    content["seen"] = torch.cat([content["seen"], one])
-    save_checkpoint(content, started / "best.pt")
+    add_seen(started / "best.pt", content_digest(picture.read_bytes()))
     assert evaluate.main([str(runs[0]), str(started)]) == 0
     caveat = "1 of these pictures are in the training of a network too, in another person's folder"
     assert f"warning: {caveat};" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 
 import maskcls
-from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
+from maskcls.checkpoints import file_digest, read_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import data as data_command
 from maskcls.commands import evaluate, train
@@ -36,6 +36,7 @@ from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, TASKS, softmax
 from maskcls.provenance import fingerprint, read_provenance
 from maskcls.training import handlers
+from tests.seen import add_seen
 
 ROOT = Path(maskcls.__file__).parents[1]
 FOLDS = 3
@@ -487,10 +488,7 @@ def test_pictures_that_lie_in_another_fold_too_are_told(
     checkpoint = group / "fold0" / "best.pt"
     person = min(people_of(read_split(group / "fold0" / "split.csv"), "val"))
     picture = min((data / "images" / person).iterdir())
-    content = dict(read_checkpoint(checkpoint))
-    one = torch.tensor([fingerprint(content_digest(picture.read_bytes()))], dtype=torch.int64)
-    content["seen"] = torch.cat([content["seen"], one])
-    save_checkpoint(content, checkpoint)
+    add_seen(checkpoint, content_digest(picture.read_bytes()))
     assert evaluate.main(["--oof", str(group)]) == 0
     assert (
         "warning: 1 of the pictures are in the training of the network" in capsys.readouterr().out
