@@ -70,6 +70,7 @@ ONE: dict[str, tuple[str, Flags]] = {
     "ordinal ages": ("age", {"age_loss": "ordinal"}),
     "expected age": ("age", {"age_loss": "expected"}),
     "age learns the others": ("age", {"auxiliary": 0.5}),
+    "smaller steps in earlier layers": ("age", {"layer_decay": 0.8}),
     "mask_gender learns no ages": ("mask_gender", {"auxiliary": 0.0}),
 }
 VARIANTS: dict[str, dict[str, Flags]] = {
@@ -78,7 +79,8 @@ VARIANTS: dict[str, dict[str, Flags]] = {
     **{name: {task: flags} for name, (task, flags) in ONE.items()},
     CALIBRATION: dict.fromkeys(BRANCHES, {}),
 }
-"""Ingredient → task → what is changed in its preset. `--layer-decay` is for pretrained weights."""
+"""Ingredient → task → what is changed in its preset. `layer_decay` is for weights that have learnt
+something, as those that `age` starts from."""
 
 
 GIVEN = ("model", "height", "width", "epochs", "batch_size", "precision")

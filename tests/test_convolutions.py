@@ -36,13 +36,17 @@ def check(conv: nn.Conv2d, images: Tensor) -> None:
         assert torch.equal(answer, conv(images)) and answer.dtype == torch.bfloat16
         gradient = torch.randn_like(answer)
         found = gradients(quick, images, gradient)
+        usual = gradients(conv, images, gradient)
     wanted = gradients(exact, images.float(), gradient.float())
     for name, value in wanted.items():
         close = found[name.replace("weight", "0.weight").replace("bias", "0.bias")]
         assert close.shape == value.shape
-        # bfloat16 keeps eight bits, and rounds what was added up in float32 once or twice.
-        worst = (close.float() - value).abs().max() / value.abs().max()
-        assert worst < 2**-7, name
+        # bfloat16 keeps eight bits, and rounds what was added up in float32 once or twice. PyTorch
+        # itself rounds more often on a CPU that has neither bfloat16 nor AVX-512.
+        worst, allowed = (
+            (one.float() - value).abs().max() / value.abs().max() for one in (close, usual[name])
+        )
+        assert worst <= max(2**-7, allowed), name
 
 
 @settings(max_examples=60, deadline=None)

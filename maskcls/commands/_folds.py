@@ -102,6 +102,7 @@ def _values(found: OutOfFold, scores: FoldScores) -> dict[str, Any]:
         "fold_macro_f1": list(scores.folds),
         "per_class": scores.classes.to_list(found.task.class_names),
         "confusion": scores.confusion.tolist(),
+        "caveats": found.caveats,
     }
 
 

@@ -69,7 +69,8 @@ def report_folds(
         mistakes=mistakes,
         notes=[
             "Each person is answered by the one network of a group that has not seen them, without "
-            "its calibration. They chose its epoch, so strangers are scored a little lower."
+            "its calibration. They chose its epoch, so strangers are scored a little lower.",
+            *(caveat for each in found for caveat in each.caveats),
         ],
     )
 

@@ -65,6 +65,17 @@ class OutOfFold:
         found: np.ndarray = self.probabilities.argmax(axis=1)
         return found
 
+    @property
+    def caveats(self) -> list[str]:
+        """Why its scores flatter, a sentence each; none where nothing does."""
+        if not (seen := self.provenance.seen_in_training):
+            return []
+        return [
+            f"{seen} of the pictures are in the training of the network of {self.task.name} that "
+            "answers them, in another person's folder; the scores flatter, and maskcls-data check "
+            "names them"
+        ]
+
 
 @dataclass(frozen=True, eq=False)
 class FoldScores:
@@ -135,13 +146,8 @@ def answer_out_of_fold(
         raise DataError(f"{group}: none of the pictures of its people can be read")
     if unreadable:
         say(f"warning: {unreadable} unreadable pictures are skipped")
-    if seen:
-        say(
-            f"warning: {seen} of the pictures are in the training of the network that answers "
-            "them, in another person's folder, so the scores flatter; maskcls-data check names them"
-        )
     labels_of_all = np.array(multi)
-    return OutOfFold(
+    found = OutOfFold(
         group=group,
         manifests=tuple(manifests),
         places=places,
@@ -154,6 +160,9 @@ def answer_out_of_fold(
         multi_labels=labels_of_all,
         provenance=Provenance(len(places), unreadable, None if unknown else seen, tuple(models)),
     )
+    for caveat in found.caveats:
+        say(f"warning: {caveat}")
+    return found
 
 
 def write_out_of_fold(found: OutOfFold) -> Path:

@@ -489,10 +489,13 @@ def test_pictures_that_lie_in_another_fold_too_are_told(
     person = min(people_of(read_split(group / "fold0" / "split.csv"), "val"))
     picture = min((data / "images" / person).iterdir())
     add_seen(checkpoint, content_digest(picture.read_bytes()))
-    assert evaluate.main(["--oof", str(group)]) == 0
-    assert (
-        "warning: 1 of the pictures are in the training of the network" in capsys.readouterr().out
-    )
+    page, values = tmp_path / "oof.html", tmp_path / "oof.json"
+    assert evaluate.main(["--oof", str(group), "--report", str(page), "--json", str(values)]) == 0
+    told = "1 of the pictures are in the training of the network of age"
+    assert f"warning: {told}" in capsys.readouterr().out
+    assert told in page.read_text("utf-8")
+    [caveat] = json.loads(values.read_text("utf-8"))["caveats"]
+    assert caveat.startswith(told)
     provenance = read_provenance(group / "oof.csv")
     assert provenance is not None and provenance.seen_in_training == 1
 

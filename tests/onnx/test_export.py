@@ -391,6 +391,37 @@ def test_int8_stays_in_int8(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")  # onnxruntime warns on its own
 
 
+def test_int8_answers_alike_on_processors_without_vnni() -> None:
+    """They add up two products in 16 bits, which bright pictures and large weights overflow."""
+    torch.manual_seed(0)
+    network = Excited()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    names = TASKS["age"].class_names
+    proto = convert(network, Manifest("age", names, PreprocessSpec(40, 32), "base", {}))
+    images = np.random.default_rng(0).uniform(1, 2, size=(32, 3, 40, 32)).astype(np.float32)
+    small = to_int8(proto, images)
+    weights = [
+        array
+        for tensor in small.graph.initializer
+        if (array := onnx.numpy_helper.to_array(tensor)).dtype == np.int8 and array.ndim == 4
+    ]
+    assert len(weights) == 2
+    for array in weights:
+        assert 2 * 255 * np.abs(array.astype(int)).max() < 2**15
+    plain = ort.SessionOptions()  # dequantised, and multiplied as floats
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    answer, expected = (
+        ort.InferenceSession(small.SerializeToString(), options, ["CPUExecutionProvider"]).run(
+            None, {IMAGES: images}
+        )[0]
+        for options in (None, plain)
+    )
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(answer, expected, atol=0.02 * np.ptp(expected))
+
+
 def test_what_is_done_with_logits_is_no_work_for_int8() -> None:
     """Of a picture and of its mirror image, which are two passes through the network."""
     names = TASKS["age"].class_names

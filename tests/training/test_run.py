@@ -181,6 +181,26 @@ def test_the_report_is_of_the_best_network(data: Path, done: RunResult) -> None:
 
 
 @pytest.mark.usefixtures("plain_figures")
+def test_a_report_tells_which_pictures_train_in_another_folder(
+    data: Path, done: RunResult, tmp_path: Path
+) -> None:
+    shutil.copytree(data / "train", tmp_path / "train")
+    sides = {row["person"]: row["side"] for row in rows_of(done.folder / "split.csv")}
+    first = {side: min(p for p in sides if sides[p] == side) for side in ("train", "val")}
+    folders = {side: tmp_path / "train" / "images" / first[side] for side in first}
+    for name in ("mask1", "mask2"):
+        [old], [new] = (list(folders[side].glob(f"{name}.*")) for side in ("train", "val"))
+        old.unlink()
+        shutil.copy(new, folders["train"] / new.name)
+    result = fit(tmp_path, tmp_path / "models", epochs=1, fixes=str(data.parent / "fixes.csv"))
+    after = {row["person"]: row["side"] for row in rows_of(result.folder / "split.csv")}
+    assert after == sides
+    told = "2 of these pictures are in the training of a network too"
+    assert told in (result.folder / "report.html").read_text("utf-8")
+    assert "in the training of a network" not in (done.folder / "report.html").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("plain_figures")
 def test_a_report_that_cannot_be_drawn_does_not_lose_the_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
