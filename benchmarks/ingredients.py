@@ -331,32 +331,36 @@ def figures_of(scored: _Scored, base: _Scored) -> dict[str, Any]:
 
     answers = scored.answers
     own, _ = intervals(answers.truth, answers.predicted, answers.whose, MULTI.num_classes)
+    gain, interval = gain_of(answers, base.answers)
     return {
         "macro_f1": scored.macro_f1,
         "macro_f1_interval": own,
         "tasks": dict(scored.tasks),
-        "gain": scored.macro_f1 - base.macro_f1,
-        "interval": gain_interval(scored.answers, base.answers),
+        "gain": gain,
+        "interval": interval,
         "revisions": scored.revisions,
     }
 
 
-def gain_interval(found: CommonAnswers, base: CommonAnswers) -> Interval:
-    """Of the gain, with people drawn anew, the same ones on both sides."""
+def gain_of(found: CommonAnswers, base: CommonAnswers) -> tuple[float, Interval]:
+    """Of macro F1 over the classes that the people have, and its interval, with people drawn anew,
+    the same ones on both sides."""
     import numpy as np
 
     from maskcls.evaluation.people import DRAWS, LEVEL, drawn_confusions
-    from maskcls.evaluation.scoring import macro_f1_of_true
+    from maskcls.evaluation.scoring import confusion_matrix, macro_f1_of_true
 
-    sides = [
-        macro_f1_of_true(
-            drawn_confusions(one.truth, one.predicted, one.whose, MULTI.num_classes, DRAWS)
-        )
-        for one in (found, base)
+    count = MULTI.num_classes
+    sides = (found, base)
+    matrices = np.stack([confusion_matrix(one.truth, one.predicted, count) for one in sides])
+    gain = np.subtract(*macro_f1_of_true(matrices))
+    drawn = [
+        macro_f1_of_true(drawn_confusions(one.truth, one.predicted, one.whose, count, DRAWS))
+        for one in sides
     ]
     outside = (1 - LEVEL) / 2
-    low, high = np.quantile(sides[0] - sides[1], (outside, 1 - outside))
-    return float(low), float(high)
+    low, high = np.quantile(drawn[0] - drawn[1], (outside, 1 - outside))
+    return float(gain), (float(low), float(high))
 
 
 def format_table(figures: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
     python cli/demo.py --fetch                                  # onnxruntime-web, once; needs npm
     python cli/demo.py --model onnx/maskcls.onnx
-    python cli/demo.py --model onnx/maskcls.onnx --out site     # files for any web server
+    python cli/demo.py --model onnx/maskcls.onnx --out page     # files for any web server
 
 No photo leaves the browser, and only browsers on this machine reach the server.
 All options: python cli/demo.py --help

@@ -16,7 +16,7 @@ from maskcls.evaluation.gradcam import grad_cam
 from maskcls.evaluation.mistakes import Viewer
 from maskcls.folds import is_group
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
-from maskcls.manifest import ENSEMBLE, GREEDY_SOUP, networks_within
+from maskcls.manifest import ENSEMBLE, is_greedy, networks_within
 from maskcls.models import Answer, Ensemble, channels_last, restore_model
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
@@ -68,10 +68,8 @@ class TorchClassifier:
             if any(one.calibration is not None for one in networks_within(manifest))
             and (calibrated or manifest.model == ENSEMBLE)
         )
-        self.greedy: tuple[str, ...] = tuple(  # tasks whose network is a greedy soup
-            manifest.task
-            for _, manifest in restored
-            if manifest.config.get("combined", {}).get("how") == GREEDY_SOUP
+        self.greedy: tuple[str, ...] = tuple(  # tasks whose network has a greedy soup in it
+            manifest.task for _, manifest in restored if is_greedy(manifest)
         )
         if complete:
             require_all_attributes(self._tasks, paths)

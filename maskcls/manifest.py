@@ -179,6 +179,12 @@ def networks_within(manifest: Manifest) -> list[Manifest]:
     return [one for member in ensemble_members(manifest) for one in networks_within(member)]
 
 
+def is_greedy(manifest: Manifest) -> bool:
+    """Whether a network is a greedy soup, or was made of one."""
+    combined = manifest.config.get("combined", {})
+    return bool(combined.get("greedy", combined.get("how") == GREEDY_SOUP))
+
+
 ONNX_KEY = "maskcls"
 """Where an ONNX file's `metadata_props` hold its `OnnxManifest`."""
 SEEN_KEY = "maskcls.trained_on"

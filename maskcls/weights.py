@@ -148,15 +148,15 @@ def apply_start(
     return load_weights(model, state, str(file), keep_classifier=keep_classifier and same_task)
 
 
-def seen_by(file: Path) -> frozenset[int]:
-    """Fingerprints of whom a file's network was trained on; none where it does not say.
+def seen_by(file: Path) -> frozenset[int] | None:
+    """Fingerprints of whom a file's network was trained on; None where it does not say.
 
     Raises:
         CheckpointError: as `apply_start`.
     """
     content = _content(file)
     seen = content.get("seen") if isinstance(content, dict) else None
-    return frozenset(seen.tolist()) if isinstance(seen, torch.Tensor) else frozenset()
+    return frozenset(seen.tolist()) if isinstance(seen, torch.Tensor) else None
 
 
 def _content(file: Path) -> Any:

@@ -73,6 +73,7 @@ def score_folds(
         "people": sure.people,
         "intervals": {"macro_f1": sure.macro_f1, "accuracy": sure.accuracy},
         "if_perfect": dict(sure.if_perfect),
+        "caveats": [caveat for answers in found for caveat in answers.caveats],
         "groups": values,
     }
     return whole_values, whole, found

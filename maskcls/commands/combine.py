@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from maskcls.checkpoints import find_checkpoint, read_checkpoint
     from maskcls.classifier import BEST
     from maskcls.evaluation.out_of_fold import require_folds
-    from maskcls.manifest import GREEDY_SOUP, Manifest
+    from maskcls.manifest import Manifest
     from maskcls.training.combine import combine_runs
     from maskcls.training.engines import resolve_device
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             chosen = ["their epochs"]
             if found.calibrated:
                 chosen.insert(0, "their calibrations")
-            if args.how == GREEDY_SOUP:
+            if found.greedy:
                 chosen.insert(0, "they themselves")
             scored = (
                 f"macro F1 {found.scores.macro_f1:.4f}, accuracy {found.scores.accuracy:.4f} on "

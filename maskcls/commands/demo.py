@@ -31,7 +31,7 @@ examples:
   maskcls-demo --fetch                                         once
   maskcls-demo --model onnx/maskcls.onnx                       serve, and open a browser
   maskcls-demo --model onnx --port 0 --no-browser
-  maskcls-demo --model onnx/maskcls.onnx --out site            files for a web server
+  maskcls-demo --model onnx/maskcls.onnx --out page            files for a web server
 """
 
 

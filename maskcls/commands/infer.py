@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = open_pictures(images, args.info)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     engine = open_engine(models, args.provider, args.lanes or 1)
-    print(f"computing with {engine.provider}")
+    print(f"computing with {engine.provider}: {', '.join(file.path for file in engine.models)}")
     batch_size = _resolve_batch_size(args.batch_size, engine.provider)
     if args.lanes is None:
         own = sources[args.shard.bounds(len(sources), batch_size)] if args.shard else sources

@@ -7,6 +7,7 @@ python cli/search.py --study studies/age --trials 40
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,8 +190,12 @@ def _study(
     places = default_places(bool(given.get("data_dir")))
     missing = {key: value for key, value in places.items() if key not in given}
     from maskcls.training import choose_config
+    from maskcls.training.engines import resolve_device, resolve_precision
 
     config = choose_config(task, values, missing | flags)
+    # Settled here, so that all trials have the same, on whichever machine the study goes on.
+    precision = resolve_precision(config.precision, resolve_device(config.device)).name
+    config = dataclasses.replace(config, precision=precision)
     if config.all_folds:
         raise ConfigError("folds without fold: a trial is one training; say which fold with --fold")
     if space is None:

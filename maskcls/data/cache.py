@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import PIL
+from PIL import features
 from tqdm import tqdm
 
 from maskcls.errors import DataError, PictureError
@@ -140,6 +142,8 @@ def _key(digests: Sequence[str], spec: PreprocessSpec) -> str:
         "size": spec.size,
         "crop": spec.crop,
         "interpolation": spec.interpolation,
+        # Another Pillow may decode otherwise, or not at all, and the folder may be shared.
+        "pillow": [PIL.__version__, features.check("webp")],
         "pictures": list(digests),
     }
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]

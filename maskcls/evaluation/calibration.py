@@ -13,7 +13,7 @@ import numpy as np
 
 from maskcls.evaluation.people import drawn_confusions
 from maskcls.evaluation.reliability import expected_calibration_error
-from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion, scores_of_many
+from maskcls.evaluation.scoring import confusion_matrix, macro_f1_of_true, scores_from_confusion
 from maskcls.labels import softmax
 from maskcls.manifest import Calibration
 
@@ -83,7 +83,7 @@ def fit_shift(
     for shift in SHIFTS:
         predicted = (logits + shift * bias).argmax(axis=1)
         matrices = drawn_confusions(labels, predicted, people, logits.shape[1], DRAWS)
-        scores.append(scores_of_many(matrices)[0].mean())
+        scores.append(macro_f1_of_true(matrices).mean())
     return SHIFTS[int(np.argmax(scores))]
 
 

@@ -14,6 +14,11 @@ def caveats(engine: TorchClassifier, people: Collection[str], pictures: int) -> 
     content, in the training of a network."""
     found = []
     trained_on = engine.trained_on or frozenset()
+    if engine.trained_on is None:
+        found.append(
+            "a network does not say whom it, or what it started from, was trained on; if these "
+            "people are among them, the scores flatter"
+        )
     if seen := sorted(person for person in set(people) if fingerprint(person) in trained_on):
         found.append(
             f"{len(seen)} of these people are in the training of a network that one of these "

@@ -68,7 +68,13 @@ class OutOfFold:
     @property
     def caveats(self) -> list[str]:
         """Why its scores flatter, a sentence each; none where nothing does."""
-        if not (seen := self.provenance.seen_in_training):
+        seen = self.provenance.seen_in_training
+        if seen is None:
+            return [
+                f"a network of {self.task.name} does not say whom it, or what it started from, was "
+                "trained on; if people whom it answers are among them, the scores flatter"
+            ]
+        if not seen:
             return []
         return [
             f"{seen} of the pictures are in the training of the network of {self.task.name} that "

@@ -251,8 +251,8 @@ def _scores(report: Report) -> Iterator[str]:
             "time for as many people as there are, drawn from these, some twice and some not at "
             f"all; {LEVEL:.0%} of the results lie in it. Other people of this kind would give a "
             "score in such a range, so a difference that is much smaller says little. A class that "
-            "nobody drawn has is left out of that result: with few people of a class the range is "
-            "rough."
+            "nobody drawn has is left out of that result, or counts as 0 where somebody drawn is "
+            "taken for it: with few people of a class the range is rough."
         )
     else:
         yield paragraph(

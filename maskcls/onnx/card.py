@@ -18,7 +18,7 @@ from maskcls.evaluation.groups import FEW, Factor, Group, group_scores, scores_o
 from maskcls.evaluation.people import DRAWS, LEVEL, intervals
 from maskcls.evaluation.report import Answers
 from maskcls.labels import AGE_BOUNDS, ATTRIBUTES
-from maskcls.manifest import Manifest, OnnxManifest, networks_within
+from maskcls.manifest import Manifest, OnnxManifest, is_greedy, networks_within
 from maskcls.provenance import fingerprint
 from maskcls.runtime.session import FUSED_OUTPUTS, IMAGES, LOGITS
 
@@ -69,6 +69,7 @@ class Compared:
     answers: Answers | None  # of the files; None where nobody knows what is right
     side: Side | None  # of the training's people; None: given by the user
     trained_on: frozenset[int] | None  # fingerprints; None where the networks do not say
+    copies: int = 0  # so many of the pictures are in a training too, by content
 
     @property
     def where(self) -> str:
@@ -90,7 +91,7 @@ def model_card(manifest: OnnxManifest, splits: Sequence[str | None], compared: C
         [INTENDED],
         _limits(manifest),
         _training(manifest.networks, splits),
-        _scores(compared),
+        _scores(manifest, compared),
         _groups(compared.answers),
         _parity(manifest, compared),
         [ETHICS],
@@ -230,7 +231,7 @@ def _training(networks: Sequence[Manifest], splits: Sequence[str | None]) -> Ite
     yield ""
 
 
-def _scores(compared: Compared) -> Iterator[str]:
+def _scores(manifest: OnnxManifest, compared: Compared) -> Iterator[str]:
     answers = compared.answers
     yield "## Scores"
     yield ""
@@ -251,10 +252,19 @@ def _scores(compared: Compared) -> Iterator[str]:
             "These people chose the epoch and fitted the calibration, where there is one. "
             "Strangers are scored a little lower."
         )
+        if greedy := [one.task for one in manifest.networks if is_greedy(one)]:
+            yield (
+                f"They chose, too, which networks are in the greedy soup of {' and '.join(greedy)}."
+            )
     if compared.trained_on is None:
         yield "It is not known whether a network was trained on some of them."
     elif seen := sum(fingerprint(person) in compared.trained_on for person in people):
         yield f"**{seen} of them are people that a network was trained on: the scores flatter.**"
+    elif compared.copies:
+        yield (
+            f"**{compared.copies} of the pictures are in the training of a network too, in another "
+            "person's folder: the scores flatter.**"
+        )
     yield ""
     rows = []
     for name, truth, predicted, classes in _parts(answers):
@@ -333,8 +343,11 @@ def _parity(manifest: OnnxManifest, compared: Compared) -> Iterator[str]:
     yield "## Comparison with PyTorch"
     yield ""
     verdict = "passed" if parity["passed"] else f"failed: {'; '.join(parity['failures'])}"
+    computing = f"**{manifest.precision}**"
+    if manifest.precision == "fp16":
+        computing += ", here in float32 with its weights, as CPUs do"
     yield (
-        f"The files compute in **{manifest.precision}**. On {parity['pictures']} pictures, of "
+        f"The files compute in {computing}. On {parity['pictures']} pictures, of "
         f"{compared.where}, they were compared with the networks that they were made from: "
         f"**{verdict}**."
     )

@@ -29,7 +29,7 @@ from maskcls.errors import (
 )
 from maskcls.evaluation.report import Answers
 from maskcls.files import replacing, write_atomic
-from maskcls.images import read_image
+from maskcls.images import picture_digest, read_image
 from maskcls.labels import ATTRIBUTES, MULTI, Task
 from maskcls.manifest import ONNX_KEY, PRECISIONS, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.models import restore_model
@@ -39,6 +39,7 @@ from maskcls.onnx.fuse import fuse
 from maskcls.onnx.parity import MAX_F1_DROP, Parity, Pictures, compare, load_pictures
 from maskcls.onnx.quantise import to_fp16, to_int8
 from maskcls.onnx.triton import remove_model, write_repository
+from maskcls.provenance import fingerprint
 from maskcls.runtime.session import open_session, write_seen
 from maskcls.runtime.sources import list_pictures
 
@@ -181,7 +182,9 @@ def export(
             onnx.save(proto, temporary)
     task = MULTI if complete else networks[0].manifest.get_task()
     answers = _answers(loaded, people, parity.labels, task)
-    compared = Compared(answers, side, trained_on)
+    known = trained_on or frozenset()
+    copies = sum(fingerprint(picture_digest(path)) in known for path in loaded.paths)
+    compared = Compared(answers, side, trained_on, copies)
     card = model_card(described, [_split(network) for network in networks], compared)
     write_atomic(out / CARD_FILE, card.encode("utf-8", errors="backslashreplace"))
     written = tuple(out / name for name in files)

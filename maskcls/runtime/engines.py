@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from maskcls.errors import CheckpointError
+from maskcls.errors import CheckpointError, ProviderError
 from maskcls.labels import MULTI, combine, require_all_attributes, softmax
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import ModelFile
-from maskcls.runtime.session import LOGITS, open_session, read_onnx, run_session
+from maskcls.runtime.probe import disagreement
+from maskcls.runtime.session import (
+    LOGITS,
+    PROVIDERS,
+    OnnxFile,
+    open_session,
+    read_onnx,
+    run_session,
+)
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """Microseconds of computing in a period of microseconds, as Linux limits a container."""
@@ -72,7 +81,7 @@ class FusedEngine:
         )
         self.models = (ModelFile("fused", str(path), file.sha256),)
         self.trained_on = file.trained_on
-        self._session = open_session(file.content, path, provider, threads_per_lane(lanes, cores))
+        self._session = _open(file, provider, threads_per_lane(lanes, cores))
         self.provider: str = self._session.get_providers()[0]
         self.lanes = lanes
 
@@ -120,10 +129,10 @@ class NetworksEngine:
         seen = [file.trained_on for file in files]
         self.trained_on = None if None in seen else frozenset().union(*(s for s in seen if s))
         threads = threads_per_lane(lanes, cores)
-        self._sessions = [open_session(f.content, f.path, provider, threads) for f in files]
+        self._sessions = [_open(file, provider, threads) for file in files]
         if len({session.get_providers()[0] for session in self._sessions}) > 1:
             # `auto`, where CUDA had room for some of them: all compute on what `provider` says.
-            self._sessions = [open_session(f.content, f.path, "cpu", threads) for f in files]
+            self._sessions = [_open(file, "cpu", threads) for file in files]
         self.provider: str = self._sessions[0].get_providers()[0]
         self.lanes = lanes
 
@@ -135,6 +144,24 @@ class NetworksEngine:
             logits = run_session(session, LOGITS, spec.normalise(batch))
             parts[task.name] = softmax(logits)
         return combine(parts)
+
+
+def _open(file: OnnxFile, provider: str, threads: int | None) -> Any:
+    """A session whose answers are the CPU's.
+
+    Raises:
+        ProviderError: the provider cannot be had, or answers otherwise; with `auto` a warning says
+            so, and the CPU answers.
+    """
+    session = open_session(file.content, file.path, provider, threads)
+    if session.get_providers()[0] == PROVIDERS["cpu"]:
+        return session
+    if not (reason := disagreement(file, session)):
+        return session
+    if provider != "auto":
+        raise ProviderError(f"--provider {provider}: {reason}. Take --provider cpu")
+    warnings.warn(f"{reason}; taking the CPU instead", stacklevel=4)
+    return open_session(file.content, file.path, "cpu", threads)
 
 
 def open_onnx(

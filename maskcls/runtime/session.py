@@ -186,6 +186,7 @@ def _open(
     # What TensorRT cannot compute goes to CUDA before it goes to the CPU.
     chain = [(wanted, {**SETTINGS.get(provider, {}), **(settings or {})})]
     if provider == "tensorrt":
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # it has no setting of its own for that
         chain.append((PROVIDERS["cuda"], SETTINGS["cuda"]))
     try:
         # Without its own fallback, which goes to the CPU, now or in the middle of a job.

@@ -36,7 +36,7 @@ from maskcls.data.splits import (
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
 from maskcls.files import write_atomic, write_rows
-from maskcls.manifest import ENSEMBLE, Manifest, networks_within
+from maskcls.manifest import ENSEMBLE, GREEDY_SOUP, Manifest, is_greedy, networks_within
 from maskcls.models import Answer, Ensemble, model_from_manifest, restore_model
 from maskcls.provenance import fingerprint
 from maskcls.runtime import Source
@@ -55,6 +55,7 @@ class Combined:
     members: tuple[Path, ...]  # the checkpoints that are in it, the best first where it is greedy
     scores: ClassScores | None  # on the people whom none has trained on; None: there are none
     calibrated: bool  # a member, by some of those people
+    greedy: bool  # they chose who is in it, or in a member of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +136,13 @@ def combine_runs(
         "manifest": replace(manifest, metrics=metrics).to_json(),
         "model": model.cpu().state_dict(),
     }
-    if (seen := _seen(chosen)) is not None:
+    # Of a greedy soup, too: its batch statistics are of them all.
+    if (seen := _seen(members)) is not None:
         content["seen"] = torch.tensor(sorted(seen), dtype=torch.int64)
     save_checkpoint(content, folder / BEST)
     calibrated = any(one.calibration is not None for one in networks_within(manifest))
-    return Combined(folder, tuple(member.path for member in chosen), scores, calibrated)
+    paths = tuple(member.path for member in chosen)
+    return Combined(folder, paths, scores, calibrated, is_greedy(manifest))
 
 
 def _open(path: Path) -> _Member:
@@ -363,7 +366,11 @@ def _manifest(members: Sequence[_Member], way: str, table: str) -> Manifest:
     config: dict[str, Any] = common | {
         "data_dir": folders,
         "tta": "none" if way == ENSEMBLE else first.tta,
-        "combined": {"how": way, "checkpoints": [member.sha256 for member in members]},
+        "combined": {
+            "how": way,
+            "checkpoints": [member.sha256 for member in members],
+            "greedy": way == GREEDY_SOUP or any(is_greedy(one.manifest) for one in members),
+        },
     }
     arguments: Mapping[str, Any] = first.model_args
     if way == ENSEMBLE:

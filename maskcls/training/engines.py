@@ -70,6 +70,8 @@ def resolve_device(name: str, option: str = "--device") -> torch.device:
     Raises:
         TrainingError: asked for CUDA and it does not work.
     """
+    # float32 is float32, as in the ONNX files, and not TF32 with its 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

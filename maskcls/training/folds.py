@@ -21,6 +21,7 @@ from maskcls.folds import (
     write_group,
 )
 from maskcls.launch import refuse_several
+from maskcls.training.engines import resolve_device, resolve_precision
 from maskcls.training.interruption import end_by
 from maskcls.training.paths import increment_path
 from maskcls.training.run import (
@@ -38,10 +39,13 @@ def start_group(config: TrainConfig) -> Path:
 
     Raises:
         ConfigError: several processes of torchrun.
+        TrainingError: a device or a precision that cannot be had.
     """
     refuse_several("a group of folds")
+    # Settled here, so that all folds have the same, on whichever machine they go on.
+    precision = resolve_precision(config.precision, resolve_device(config.device)).name
     group = increment_path(Path(config.model_dir) / config.task / config.name)
-    write_group(group, dataclasses.replace(config, name=group.name))
+    write_group(group, dataclasses.replace(config, name=group.name, precision=precision))
     return group
 
 

@@ -29,7 +29,13 @@ from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, 
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
-from maskcls.data.loaders import EpochBatches, Share, training_loader, validation_loader
+from maskcls.data.loaders import (
+    SAMPLING_POWERS,
+    EpochBatches,
+    Share,
+    training_loader,
+    validation_loader,
+)
 from maskcls.data.mixing import Mixing
 from maskcls.data.splits import Split, encode_table, read_split, split_hash
 from maskcls.data.targets import (
@@ -138,7 +144,8 @@ def train(
     )
     session = _Session(config, data, device, say)
     if start is not None:
-        session.seen = seen_by(start)
+        # ImageNet has none of these people in it.
+        session.seen = frozenset() if config.weights == "imagenet" else seen_by(start)
         _tell_seen(start, session.seen, data.people, config.fold is not None, say)
         keep = config.model != "efficientnet_b3_init"
         fresh = apply_start(session.model, start, config.task, keep_classifier=keep)
@@ -227,7 +234,7 @@ def resume(
     with idist.one_rank_first(local=True):
         data = _load_same_data(folder, wanted, manifest, say)
     session = _Session(wanted, data, device, say)
-    session.seen = frozenset(content.get("seen", torch.empty(0)).tolist())
+    session.seen = frozenset(content["seen"].tolist()) if "seen" in content else None
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
     return session.run(wanted, folder, content, epoch_ended=epoch_ended, interruption=interruption)
@@ -293,7 +300,7 @@ class _Session:
         device: torch.device,
         say: Callable[[str], None],
     ) -> None:
-        self.seen: frozenset[int] = frozenset()  # by the network that this one starts from
+        self.seen: frozenset[int] | None = frozenset()  # by the start; None: it does not say
         self.task = get_task(config.task)
         self.data = data
         self.device = device
@@ -473,7 +480,7 @@ class _Session:
                     metrics=metrics,
                     calibration=calibration.found if calibration is not None else None,
                 ).to_json(),
-                "seen": torch.tensor(sorted(self.seen | _fingerprints(data)), dtype=torch.int64),
+                **self._trained_on(),
             },
             interruption=interruption,
             epoch_ended=epoch_ended,
@@ -516,6 +523,14 @@ class _Session:
             interruption.signal if late else None,
         )
 
+    def _trained_on(self) -> dict[str, Tensor]:
+        """For checkpoints: whom and what the network learnt from, and its start did; nothing where
+        that does not say."""
+        if self.seen is None:
+            return {}
+        known = self.seen | _fingerprints(self.data)
+        return {"seen": torch.tensor(sorted(known), dtype=torch.int64)}
+
     def _report(self, config: TrainConfig, folder: Path) -> None:
         loader = validation_loader(self.data.val, config.batch_size * 2)
         try:
@@ -526,7 +541,11 @@ class _Session:
             self.say(f"warning: {folder / REPORT} was not written: {reason}")
 
     def _mixing(self, config: TrainConfig) -> Mixing:
-        rarity = (1 / self.counts.clamp_min(1).double())[torch.from_numpy(self.data.dataset.labels)]
+        # Of what sampling has left of it: partners come from the batch.
+        power = SAMPLING_POWERS[config.sampling] - 1
+        rarity = (self.counts.clamp_min(1).double() ** power)[
+            torch.from_numpy(self.data.dataset.labels)
+        ]
         return Mixing(
             config.mixup, config.cutmix, config.seed, rarity.numpy() if config.mix_rare else None
         )
@@ -669,13 +688,23 @@ def _is_over(content: Mapping[str, Any], config: TrainConfig) -> bool:
 
 
 def _tell_seen(
-    start: Path, seen: frozenset[int], people: Split, is_fold: bool, say: Callable[[str], None]
+    start: Path,
+    seen: frozenset[int] | None,
+    people: Split,
+    is_fold: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Warns of a start that has seen people who validate here.
+    """Warns of a start that has seen people who validate here, or does not say whom it has seen.
 
     Raises:
         WeightsError: of a fold, whose score is to be out of fold.
     """
+    if seen is None:
+        say(
+            f"warning: {start}: does not say whom it was trained on, so this network will not "
+            "either. If people who validate here are among them, the score will flatter"
+        )
+        return
     known = sorted(person for person in people.val if fingerprint(person) in seen)
     if not known:
         return

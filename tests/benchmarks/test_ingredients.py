@@ -19,6 +19,7 @@ from PIL import Image
 
 from maskcls.commands import evaluate
 from maskcls.config import read_yaml, resolve
+from maskcls.evaluation.runs import CommonAnswers
 from maskcls.labels import MULTI
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -71,16 +72,18 @@ def test_scores_are_those_of_the_command(
         "no mirror images": ("no-mirror-images", "no-mirror-images"),
         "ordinal ages": ("preset", "ordinal-ages"),
     }
-    scores = {}
+    scores, own = {}, {}
     for name, (first, second) in pairs.items():
         folders = [runs / "seed42/mask_gender" / first, runs / "seed42/age" / second]
         score = tmp_path / "score.json"
         argv_score = [*map(str, folders), "--json", str(score), "--no-confusion"]
         assert evaluate.main(argv_score) == 0
-        scores[name] = json.loads(score.read_text())["macro_f1"]
+        values = json.loads(score.read_text())
+        scores[name] = values["macro_f1"]
+        own[name] = np.mean([one["f1"] for one in values["per_class"] if one["support"]])
         [row] = figures[name]
         assert row["macro_f1"] == pytest.approx(scores[name])
-        assert row["gain"] == pytest.approx(scores[name] - scores["preset"])
+        assert row["gain"] == pytest.approx(own[name] - own["preset"])
         low, high = row["interval"]
         assert low <= high
         low, high = row["macro_f1_interval"]
@@ -108,6 +111,17 @@ def test_scores_are_those_of_the_command(
     assert changed.returncode == 2 and "the data have changed. Give another" in changed.stderr
     elsewhere = run(*argv, "--data-dir", root.rename(tmp_path / "others"))
     assert elsewhere.returncode == 2 and f"data_dir ({root} there)" in elsewhere.stderr
+
+
+def test_a_gain_is_in_its_interval_where_an_answer_is_of_nobodys_class(script: ModuleType) -> None:
+    """Ten people, five of class 0 and five of class 3; one is taken for class 1, which none has."""
+    truth = np.repeat([0, 3], 5)
+    people = [str(index) for index in range(10)]
+    right = CommonAnswers([], {}, truth, truth, people, 0, [])
+    wrong = replace(right, predicted=np.where(np.arange(10) == 0, 1, truth))
+    gain, (low, high) = script.gain_of(wrong, right)
+    assert gain == pytest.approx((8 / 9 + 1) / 2 - 1)
+    assert low <= gain <= high
 
 
 @pytest.mark.slow

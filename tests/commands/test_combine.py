@@ -4,6 +4,7 @@ and they are run folders like any other, through PyTorch and through ONNX."""
 from __future__ import annotations
 
 import csv
+import itertools
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,6 +252,18 @@ def test_a_greedy_soup_is_never_worse_than_the_best_alone(
     manifest = load_model(root / "soups/age/greedy-soup")[1]
     taken = len(manifest.config["combined"]["checkpoints"])
     assert f"age: {taken} of 3 networks" in out
+    # Whom it saw are those of all: its batch statistics are of them.
+    seen = [set(read_checkpoint(run / "best.pt")["seen"].tolist()) for run in runs]
+    assert set(read_checkpoint(root / "soups/age/greedy-soup/best.pt")["seen"].tolist()) == set(
+        itertools.chain(*seen)
+    )
+    # Combined again, it stays chosen by those who score it.
+    for how in ("ensemble", "soup"):
+        argv = [str(root / "soups/age/greedy-soup"), str(runs[0]), "--how", how]
+        assert combine.main([*argv, "--model-dir", str(root / "again")]) == 0
+        assert "they themselves and their epochs were chosen" in capsys.readouterr().out
+        best = root / "again/age" / how / "best.pt"
+        assert TorchClassifier([best], torch.device("cpu"), complete=False).greedy == ("age",)
 
 
 def test_whom_a_start_was_trained_on_scores_no_soup(

@@ -25,17 +25,20 @@ from maskcls.checkpoints import file_digest, read_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import data as data_command
 from maskcls.commands import evaluate, train
-from maskcls.config import read_yaml
+from maskcls.config import read_yaml, resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
 from maskcls.evaluation import out_of_fold
 from maskcls.evaluation.folds_report import report_folds
 from maskcls.evaluation.report import Report, write_report
+from maskcls.folds import read_group
 from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, TASKS, softmax
 from maskcls.provenance import fingerprint, read_provenance
 from maskcls.training import handlers
+from maskcls.training.engines import resolve_precision
+from maskcls.training.folds import start_group
 from tests.seen import add_seen
 
 ROOT = Path(maskcls.__file__).parents[1]
@@ -141,6 +144,13 @@ def test_a_finished_group_says_so(groups: list[Path], capsys: pytest.CaptureFixt
         assert f"{groups[1] / f'fold{fold}'} is finished: 1 epochs; nothing to do" in out
     assert f"{groups[1]} is finished; its scores: maskcls-evaluate --oof {groups[1]}" in out
     assert before == {path: path.read_bytes() for path in groups[1].rglob("*.pt")}
+
+
+def test_what_auto_comes_to_is_settled_when_a_group_begins(tmp_path: Path) -> None:
+    flags = {"folds": 2, "precision": "auto", "device": "cpu", "model_dir": str(tmp_path)}
+    group = start_group(resolve("age", "scratch", flags=flags))
+    found = resolve_precision("auto", torch.device("cpu")).name
+    assert read_group(group).precision == found != "auto"
 
 
 def test_another_config_is_refused(groups: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from maskcls.config import resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.images import decode, read_bytes
-from maskcls.labels import MULTI, combine
+from maskcls.labels import BRANCHES, MULTI, combine
 from maskcls.models import load_model
 from maskcls.runtime import tuning
 from maskcls.training import handlers, train
@@ -108,8 +108,10 @@ def test_rows_and_order_of_the_table_are_kept(
     data: Path, models: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = place / "deep" / "output.csv"
-    assert main(["--model", str(models), "--images", str(data / "eval"), "--out", str(out)]) == 0
-    said = f"computing with cpu\nlabelled 42 pictures → {out}\n"
+    argv = ["--model", str(models), "--images", str(data / "eval"), "--out", str(out)]
+    assert main([*argv, "--provider", "cpu"]) == 0
+    files = ", ".join(str(models / task / "exp" / "best.pt") for task in BRANCHES)
+    said = f"computing with cpu: {files}\nlabelled 42 pictures → {out}\n"
     assert capsys.readouterr().out == said
     rows, info = table_of(out), table_of(data / "eval" / "info.csv")
     assert list(rows[0]) == ["ImageID", "ans"]

@@ -17,7 +17,7 @@ from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.splits import read_split, side_sizes
 from maskcls.errors import ExportError
-from maskcls.images import read_image
+from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.manifest import Manifest
 from maskcls.onnx import exporter
@@ -25,6 +25,7 @@ from maskcls.onnx.card import CARD_FILE
 from maskcls.onnx.exporter import export
 from maskcls.provenance import fingerprint
 from maskcls.runtime import Classifier
+from tests.seen import add_seen
 
 MakeRun = Callable[..., Path]
 
@@ -128,6 +129,14 @@ def test_people_that_it_was_trained_on_are_told(runs: list[Path], tmp_path: Path
     content = read_checkpoint(runs[1])
     save_checkpoint(content | {"seen": content["seen"].new_tensor(known)}, runs[1])
     assert "**2 of them are people" in card_of(runs, tmp_path / "onnx")
+
+
+def test_pictures_that_train_in_another_folder_are_told(runs: list[Path], tmp_path: Path) -> None:
+    manifest = Manifest.from_json(read_checkpoint(runs[0])["manifest"])
+    path, _ = labelled_pictures(people_of_run(runs[0], manifest, "val"))[0]
+    add_seen(runs[1], content_digest(path.read_bytes()))
+    told = "**1 of the pictures are in the training of a network too"
+    assert told in card_of(runs, tmp_path / "onnx")
 
 
 def test_what_is_not_known_is_not_told(runs: list[Path], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from maskcls.classifier import TorchClassifier
 from maskcls.commands import export as command
 from maskcls.commands import infer
 from maskcls.config import MODEL_NAMES
-from maskcls.errors import CheckpointError, DataError, ExportError
+from maskcls.errors import CheckpointError, DataError, ExportError, ProviderError
 from maskcls.images import read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import ONNX_KEY, Calibration, Manifest, OnnxManifest
@@ -43,7 +43,9 @@ from maskcls.onnx.exporter import ExportResult, export
 from maskcls.onnx.quantise import last_layers, to_int8, use_global_pools
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime import Classifier, open_onnx
+from maskcls.runtime import session as sessions
 from maskcls.runtime.session import IMAGES, LOGITS, open_session, read_onnx
+from tests.runtime.test_session import WrongGpu, others_of_the_batch
 
 CPU = torch.device("cpu")
 MakeRun = Callable[..., Path]
@@ -308,6 +310,19 @@ def test_a_file_without_its_calibration_is_caught(
     with pytest.raises(ExportError, match=r"mask_gender: logits differ .*age: logits differ"):
         export(calibrated_runs, tmp_path / "onnx", say=quiet)
     assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["parity.json"]
+
+
+def test_a_provider_that_mixes_up_the_batch_is_not_taken(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a resize that reads other pictures' rows would."""
+    file = exported.result.files[2]
+    monkeypatch.setattr(sessions, "why_not", lambda provider: "")
+    monkeypatch.setattr(ort, "InferenceSession", WrongGpu(others_of_the_batch))
+    with pytest.raises(ProviderError, match=r"answers otherwise .* on which .*maskcls\.onnx was"):
+        open_onnx([file], "cuda")
+    monkeypatch.setattr(ort, "InferenceSession", WrongGpu(lambda answer: answer))
+    assert open_onnx([file], "cuda").provider == "CUDAExecutionProvider"
 
 
 # --- smaller arithmetic ------------------------------------------------------------------------

@@ -201,9 +201,10 @@ def test_a_session_that_fell_back_is_refused(file: Path, monkeypatch: pytest.Mon
 class FullGpu:
     """In place of `onnxruntime.InferenceSession`: CUDA opens so many sessions and no more."""
 
+    real = onnxruntime.InferenceSession
+
     def __init__(self, room: int) -> None:
         self.room = room
-        self.real = onnxruntime.InferenceSession
 
     def __call__(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
         assert enable_fallback == 0
@@ -242,6 +243,48 @@ def test_networks_that_do_not_all_fit_on_a_gpu(
     assert gpu.room == 0
     assert engine.provider == "CPUExecutionProvider"
     assert all(s.get_providers() == [engine.provider] for s in engine._sessions)
+
+
+class WrongGpu(FullGpu):
+    """CUDA opens every session, and `change`s what it answers."""
+
+    def __init__(self, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(-1)
+        self.change = change
+
+    def __call__(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
+        session = super().__call__(content, options, providers, enable_fallback)
+        if providers[0][0] != sessions.PROVIDERS["cpu"]:
+            run = session.run
+            session.run = lambda *given: [self.change(answer) for answer in run(*given)]
+        return session
+
+
+def others_of_the_batch(answer: np.ndarray) -> np.ndarray:
+    return np.roll(answer, 1, axis=0)
+
+
+def no_numbers(answer: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(len(answer))[:, None] == 1, np.nan, answer).astype(answer.dtype)
+
+
+@pytest.mark.parametrize("change", [others_of_the_batch, no_numbers])
+def test_a_provider_that_answers_otherwise_is_not_taken(
+    networks: list[str],
+    change: Callable[[np.ndarray], np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = list(map(Path, networks))
+    monkeypatch.setattr(sessions, "why_not", lambda provider: "")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", WrongGpu(change))
+    reason = r"CUDAExecutionProvider answers otherwise than the CPU.*: probabilities of 3 made"
+    with pytest.raises(ProviderError, match=f"^--provider cuda: {reason}.*--provider cpu$"):
+        open_onnx(files, "cuda")
+    with pytest.warns(UserWarning, match=f"^{reason}.*; taking the CPU instead$"):
+        engine = open_onnx(files)
+    assert engine.provider == "CPUExecutionProvider"
+    monkeypatch.setattr(onnxruntime, "InferenceSession", WrongGpu(lambda answer: answer + 1e-4))
+    assert open_onnx(files, "cuda").provider == "CUDAExecutionProvider"
 
 
 def test_a_failure_in_the_middle_of_a_job_says_the_way_out(file: Path) -> None:

@@ -493,4 +493,5 @@ def test_the_built_in_space_is_shown_and_kept(
     assert "lr: {low: 0.001, high: 0.025, log: true}\n" in space
     assert all(f"  {line}\n" in out for line in space.splitlines())
     assert read_yaml(place / "study" / "config.yaml")["task"] == "age"
+    assert read_yaml(place / "study" / "config.yaml")["precision"] in ("fp32", "bf16")
     assert len(rows(place / "study")) == 2

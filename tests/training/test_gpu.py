@@ -11,6 +11,7 @@ from maskcls.config import resolve
 from maskcls.data.sample import make_sample
 from maskcls.models import load_model
 from maskcls.training import train
+from maskcls.training.engines import resolve_precision
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +36,7 @@ def test_cuda_trains_in_each_precision(tmp_path: Path, precision: str) -> None:
     }
     result = train(resolve("mask_gender", "scratch", flags=flags), say=lambda _: None)
     model, manifest = load_model(result.folder, "cuda")
-    assert manifest.config["precision"] == (precision if precision != "auto" else "bf16")
+    assert manifest.config["precision"] == resolve_precision(precision, torch.device("cuda")).name
     logits = model(torch.zeros(2, 3, 32, 32, device="cuda"))
     assert torch.isfinite(logits).all()
     assert result.epochs == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from maskcls.checkpoints import read_checkpoint
@@ -274,6 +275,24 @@ def test_a_resumed_run_remembers_whom_its_start_has_seen(
     for name in ("best.pt", "last.pt"):
         seen = set(read_checkpoint(folder / name)["seen"].tolist())
         assert known < seen
+
+
+def test_a_start_that_does_not_say_whom_it_has_seen_leaves_nobody_a_stranger(
+    data: Path, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    start = tmp_path / "plain.pt"
+    torch.save(read_checkpoint(whole("ema") / "best.pt")["model"], start)
+    said: list[str] = []
+    flags = flags_of(data, tmp_path / "one", epochs=1, seed=7, weights=str(start))
+    done = train(resolve("age", "scratch", flags=flags), said.append).folder
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    assert f"{start}: does not say whom it was trained on" in warning
+    folder = interrupt(data, tmp_path, STEPS + 2, epochs=2, seed=7, weights=str(start))
+    resume(folder, say=lambda _: None)
+    for run in (done, folder):
+        for name in ("best.pt", "last.pt"):
+            assert "seen" not in read_checkpoint(run / name)
+        assert "does not say whom it" in (run / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("damage", [flip, halve, Path.unlink])

@@ -493,6 +493,25 @@ class SlowStatistics(nn.Module):
         return answer
 
 
+@pytest.mark.parametrize(("sampling", "left"), [("none", 1.0), ("sqrt", 0.5), ("balanced", 0.0)])
+def test_rare_partners_make_classes_as_likely_whatever_is_sampled(
+    data: Path, tmp_path: Path, sampling: str, left: float
+) -> None:
+    """`left`: of the imbalance, as a power of the counts, once sampling has drawn the batch."""
+    config = config_of(data, tmp_path, sampling=sampling, mixup=0.3, mix_rare=True)
+    loaded = run._load_data(config, str)
+    mixing = run._Session(config, loaded, torch.device("cpu"), str)._mixing(config)
+    assert mixing.rarity is not None
+    labels = loaded.dataset.labels
+    counts = np.bincount(labels[loaded.train.indices])
+    assert len(set(counts[counts > 0])) > 1
+    chances = [
+        counts[label] ** left * mixing.rarity[np.flatnonzero(labels == label)[0]]
+        for label in np.flatnonzero(counts)
+    ]
+    assert chances == pytest.approx([chances[0]] * len(chances))
+
+
 @pytest.mark.usefixtures("plain_figures")
 def test_statistics_that_start_at_nothing_forget_it_soon(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
