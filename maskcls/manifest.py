@@ -182,7 +182,11 @@ def networks_within(manifest: Manifest) -> list[Manifest]:
 def is_greedy(manifest: Manifest) -> bool:
     """Whether a network is a greedy soup, or was made of one."""
     combined = manifest.config.get("combined", {})
-    return bool(combined.get("greedy", combined.get("how") == GREEDY_SOUP))
+    return (
+        combined.get("how") == GREEDY_SOUP
+        or bool(combined.get("greedy"))
+        or (manifest.model == ENSEMBLE and any(map(is_greedy, ensemble_members(manifest))))
+    )
 
 
 ONNX_KEY = "maskcls"

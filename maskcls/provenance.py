@@ -117,6 +117,16 @@ def fingerprint(text: str) -> int:
     )
 
 
+OTHERS = fingerprint("others, of whom nobody says who they are")
+"""Among fingerprints: there are more people, as where the start of a training does not say whom it
+was trained on itself."""
+
+
+def names_all(trained_on: frozenset[int] | None) -> bool:
+    """Whether fingerprints are of everybody that a network has seen; None are of nobody."""
+    return trained_on is not None and OTHERS not in trained_on
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

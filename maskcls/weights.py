@@ -24,6 +24,7 @@ from maskcls.errors import ConfigError, WeightsError, unknown
 from maskcls.files import locked
 from maskcls.manifest import Manifest
 from maskcls.models import load_weights
+from maskcls.provenance import OTHERS
 
 TIMEOUT = 15  # seconds without a byte from the server
 
@@ -148,15 +149,15 @@ def apply_start(
     return load_weights(model, state, str(file), keep_classifier=keep_classifier and same_task)
 
 
-def seen_by(file: Path) -> frozenset[int] | None:
-    """Fingerprints of whom a file's network was trained on; None where it does not say.
+def seen_by(file: Path) -> frozenset[int]:
+    """Fingerprints of whom a file's network was trained on; `OTHERS` where it does not say.
 
     Raises:
         CheckpointError: as `apply_start`.
     """
     content = _content(file)
     seen = content.get("seen") if isinstance(content, dict) else None
-    return frozenset(seen.tolist()) if isinstance(seen, torch.Tensor) else None
+    return frozenset(seen.tolist() if isinstance(seen, torch.Tensor) else [OTHERS])
 
 
 def _content(file: Path) -> Any:

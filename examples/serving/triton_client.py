@@ -2,7 +2,7 @@
 
     python export/to_onnx.py --model-dir runs --out onnx --triton
     tritonserver --model-repository onnx/model_repository
-    pip install '.[runtime]' 'tritonclient[http]'
+    pip install 'tritonclient[http]'             (beside maskcls)
     python examples/serving/triton_client.py photo.jpg other.png
 
 No test runs this client: Triton comes as a container. It was tried with Triton 2.51 on a CPU, with

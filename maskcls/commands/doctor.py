@@ -30,7 +30,7 @@ PACKAGES = (
 NEEDED_FOR = {
     "torch": "training and exporting: pip install 'maskcls[train]'",
     "onnx": "labelling with ONNX files: pip install 'maskcls[runtime]'",
-    "simplejpeg": "decoding JPEGs faster: pip install 'maskcls[runtime]'",
+    "simplejpeg": "decoding JPEGs faster: pip install simplejpeg",
     "pyarrow": "Parquet: pip install 'maskcls[parquet]'",
     "optuna": "a search for settings: pip install 'maskcls[search]'",
 }

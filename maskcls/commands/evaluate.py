@@ -45,8 +45,8 @@ examples:
 
 score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,
 per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training; of runs
-people, intervals and if_perfect in its place; of groups of folds also groups, which has the scores
-of each. Of one group alone it holds those.
+people, intervals, if_perfect and caveats in its place; of groups of folds also groups, which has
+the scores of each. Of one group alone it holds those.
 
 report.html is one page that needs no network: scores, confusion matrices, groups of people,
 reliability; of runs and of groups of folds also learning curves, the config and the worst mistakes

@@ -1,8 +1,8 @@
 """Decoded, resized pictures as one memory-mapped uint8 file, so that a second epoch, a second
 branch and a second run decode nothing.
 
-The file's name is a digest of the pictures' content and of the preprocessing, so a changed picture
-or size gets a file of its own, and files are never written twice.
+The file's name is a digest of the pictures' content, of the preprocessing and of Pillow's version,
+so a changed picture or size gets a file of its own, and files are never written twice.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class Mixing:
     how much, is a pure function of (seed, epoch, index), as in `maskcls.data.augmentation`.
 
     `rarity`: (N,) above 0, how strongly each picture of the data set is drawn as a partner. One
-    over the pictures of its class makes all classes as likely. Indices count modulo N.
+    over the pictures of its class makes all classes as likely, where no sampling has done that.
+    Indices count modulo N.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from maskcls.classifier import TorchClassifier
-from maskcls.provenance import fingerprint
+from maskcls.provenance import fingerprint, names_all
 
 
 def caveats(engine: TorchClassifier, people: Collection[str], pictures: int) -> list[str]:
@@ -14,9 +14,9 @@ def caveats(engine: TorchClassifier, people: Collection[str], pictures: int) -> 
     content, in the training of a network."""
     found = []
     trained_on = engine.trained_on or frozenset()
-    if engine.trained_on is None:
+    if not names_all(engine.trained_on):
         found.append(
-            "a network does not say whom it, or what it started from, was trained on; if these "
+            "a network does not say whom all it, or what it started from, was trained on; if these "
             "people are among them, the scores flatter"
         )
     if seen := sorted(person for person in set(people) if fingerprint(person) in trained_on):

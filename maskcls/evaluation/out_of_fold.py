@@ -30,7 +30,7 @@ from maskcls.files import write_atomic, write_rows
 from maskcls.folds import fold_folders
 from maskcls.labels import Task, combine, require_all_attributes, softmax
 from maskcls.manifest import Manifest
-from maskcls.provenance import ModelFile, Provenance, fingerprint, write_provenance
+from maskcls.provenance import ModelFile, Provenance, fingerprint, names_all, write_provenance
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
 
@@ -71,8 +71,8 @@ class OutOfFold:
         seen = self.provenance.seen_in_training
         if seen is None:
             return [
-                f"a network of {self.task.name} does not say whom it, or what it started from, was "
-                "trained on; if people whom it answers are among them, the scores flatter"
+                f"a network of {self.task.name} does not say whom all it, or what it started from, "
+                "was trained on; if people whom it answers are among them, the scores flatter"
             ]
         if not seen:
             return []
@@ -123,7 +123,7 @@ def answer_out_of_fold(
         engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
         profiles = people_of_run(checkpoint, manifest, "val")
         _refuse_seen(checkpoint, engine, profiles)
-        unknown |= engine.trained_on is None
+        unknown |= not names_all(engine.trained_on)
         roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
         owners = {picture.path: p for p in profiles for picture in p.pictures}
         labels = dict(labelled_pictures(profiles))
@@ -164,7 +164,9 @@ def answer_out_of_fold(
         labels=manifests[0].get_task().from_multi(labels_of_all),
         probabilities=np.concatenate(answers),
         multi_labels=labels_of_all,
-        provenance=Provenance(len(places), unreadable, None if unknown else seen, tuple(models)),
+        provenance=Provenance(
+            len(places), unreadable, seen if seen or not unknown else None, tuple(models)
+        ),
     )
     for caveat in found.caveats:
         say(f"warning: {caveat}")

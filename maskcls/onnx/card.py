@@ -19,7 +19,7 @@ from maskcls.evaluation.people import DRAWS, LEVEL, intervals
 from maskcls.evaluation.report import Answers
 from maskcls.labels import AGE_BOUNDS, ATTRIBUTES
 from maskcls.manifest import Manifest, OnnxManifest, is_greedy, networks_within
-from maskcls.provenance import fingerprint
+from maskcls.provenance import fingerprint, names_all
 from maskcls.runtime.session import FUSED_OUTPUTS, IMAGES, LOGITS
 
 CARD_FILE = "model_card.md"
@@ -176,7 +176,8 @@ def _limits(manifest: OnnxManifest) -> Iterator[str]:
             yield f"- The probabilities of {network.task} are not calibrated: take them as an"
             yield "  order, not as shares."
     if manifest.precision != "fp32":
-        yield f"- It computes in {manifest.precision}; what that costs stands under *Comparison*."
+        yield f"- It computes in {manifest.precision}; what that costs stands under *Comparison*"
+        yield f"  {'for its weights alone' if manifest.precision == 'fp16' else 'with PyTorch'}."
     yield ""
 
 
@@ -256,15 +257,16 @@ def _scores(manifest: OnnxManifest, compared: Compared) -> Iterator[str]:
             yield (
                 f"They chose, too, which networks are in the greedy soup of {' and '.join(greedy)}."
             )
-    if compared.trained_on is None:
-        yield "It is not known whether a network was trained on some of them."
-    elif seen := sum(fingerprint(person) in compared.trained_on for person in people):
+    trained_on = compared.trained_on or frozenset()
+    if seen := sum(fingerprint(person) in trained_on for person in people):
         yield f"**{seen} of them are people that a network was trained on: the scores flatter.**"
     elif compared.copies:
         yield (
             f"**{compared.copies} of the pictures are in the training of a network too, in another "
             "person's folder: the scores flatter.**"
         )
+    elif not names_all(compared.trained_on):
+        yield "It is not known whether a network was trained on some of them."
     yield ""
     rows = []
     for name, truth, predicted, classes in _parts(answers):
@@ -345,7 +347,7 @@ def _parity(manifest: OnnxManifest, compared: Compared) -> Iterator[str]:
     verdict = "passed" if parity["passed"] else f"failed: {'; '.join(parity['failures'])}"
     computing = f"**{manifest.precision}**"
     if manifest.precision == "fp16":
-        computing += ", here in float32 with its weights, as CPUs do"
+        computing += ", in the comparison a CPU's float32 with its weights"
     yield (
         f"The files compute in {computing}. On {parity['pictures']} pictures, of "
         f"{compared.where}, they were compared with the networks that they were made from: "

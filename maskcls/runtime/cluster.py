@@ -32,7 +32,7 @@ from maskcls.errors import (
     MissingExtraError,
     ProviderError,
 )
-from maskcls.provenance import ModelFile, ShardRecord
+from maskcls.provenance import ModelFile, ShardRecord, names_all
 from maskcls.runtime.engines import Engine
 from maskcls.runtime.labelling import (
     LabellingResult,
@@ -213,7 +213,7 @@ def label_on_cluster(
                 bar.update(finished)
         for lost in out.glob(".part-*.tmp"):  # of nodes that died
             lost.unlink(missing_ok=True)
-        return _result(job, len(sources), engine.trained_on is not None)
+        return _result(job, len(sources), names_all(engine.trained_on))
 
 
 def _unfinished(job: Job, resume: bool) -> list[Shard]:
@@ -332,7 +332,7 @@ class _Labeller:
 
 
 def _result(job: Job, pictures: int, knows: bool) -> LabellingResult:
-    """What all partitions came to; `knows`: the model says whom it was trained on.
+    """What all partitions came to; `knows`: the model says whom all it was trained on.
 
     Raises:
         DataError: a partition is missing, or no picture could be read.
@@ -349,4 +349,4 @@ def _result(job: Job, pictures: int, knows: bool) -> LabellingResult:
             errors += [row["error"] for row in read_rows(path) if "error" in row]
     if len(errors) == pictures:
         raise nothing_to_read(errors)
-    return LabellingResult(job.out, pictures, tuple(errors), seen if knows else None)
+    return LabellingResult(job.out, pictures, tuple(errors), seen if seen or knows else None)

@@ -156,10 +156,15 @@ def _open(file: OnnxFile, provider: str, threads: int | None) -> Any:
     session = open_session(file.content, file.path, provider, threads)
     if session.get_providers()[0] == PROVIDERS["cpu"]:
         return session
-    if not (reason := disagreement(file, session)):
+    try:
+        reason = disagreement(file, session, threads)
+    except ProviderError as error:  # it opens, and cannot compute
+        reason = str(error)
+    if not reason:
         return session
     if provider != "auto":
-        raise ProviderError(f"--provider {provider}: {reason}. Take --provider cpu")
+        alone = " or the single networks" if file.manifest.kind == "fused" else ""
+        raise ProviderError(f"--provider {provider}: {reason}. Take --provider cpu{alone}")
     warnings.warn(f"{reason}; taking the CPU instead", stacklevel=4)
     return open_session(file.content, file.path, "cpu", threads)
 

@@ -20,7 +20,7 @@ from maskcls.errors import DataError, PictureError
 from maskcls.images import content_digest, decode, decode_pixels, read_bytes
 from maskcls.labels import ATTRIBUTES, MULTI, probability_column
 from maskcls.preprocessing import PreprocessSpec
-from maskcls.provenance import Provenance, ShardRecord, fingerprint, write_provenance
+from maskcls.provenance import Provenance, ShardRecord, fingerprint, names_all, write_provenance
 from maskcls.runtime.engines import Engine
 from maskcls.runtime.packed import PackedPictures, import_pyarrow, pictures_digest
 from maskcls.runtime.parts import Parts, Row, only_job
@@ -125,8 +125,8 @@ def summed_up(
         seen += row["seen"]
         if "error" in row:
             errors.append(row["error"])
-    seen_in_training = None if engine.trained_on is None else seen
-    return Provenance(pictures, len(errors), seen_in_training, engine.models, record), errors
+    known = seen if seen or names_all(engine.trained_on) else None
+    return Provenance(pictures, len(errors), known, engine.models, record), errors
 
 
 def refuse_errors(rows: Iterable[Row], where: Path) -> None:

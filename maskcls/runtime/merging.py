@@ -66,7 +66,8 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
     )
     write_table(out, columns, split_rows(rows, part_size(parts[0].shard.batch_size)))
     counts = [part.made.seen_in_training for part in parts]
-    seen = None if None in counts else sum(count or 0 for count in counts)
+    total = sum(count or 0 for count in counts)
+    seen = None if None in counts and not total else total
     write_provenance(out, Provenance(pictures, len(errors), seen, parts[0].made.models))
     return LabellingResult(out, pictures, tuple(errors), seen)
 

@@ -7,6 +7,7 @@ a few made pictures go through the file on both before it labels.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,28 @@ from maskcls.runtime.session import LOGITS, OnnxFile, open_session, run_session
 
 COUNT = 3
 """Pictures in the batch: what goes wrong from the second one on shows, too."""
+SEEDS = 20
+"""Batches that are made until one has three different answers, so that mixing them up shows."""
 APART = {"fp32": 0.02, "fp16": 0.05, "int8": 0.05}
 """Precision → how far probabilities may be apart. The resize may round a pixel otherwise."""
 
 
-def disagreement(file: OnnxFile, session: Any) -> str:
+def disagreement(file: OnnxFile, session: Any, threads: int | None) -> str:
     """What is wrong with the answers of a session on another provider; empty where they are the
-    CPU's.
+    CPU's. `threads`: of the CPU, as of `open_session`.
 
     Raises:
         ProviderError: the session cannot answer at all.
     """
-    pictures = _pictures(file)
-    cpu = open_session(file.content, file.path, "cpu")
-    answer, expected = (_probabilities(file, one, pictures) for one in (session, cpu))
-    apart = np.abs(answer - expected).max()
-    if apart <= APART[file.manifest.precision]:  # not so where one of them is no number
+    allowed = APART[file.manifest.precision]
+    cpu = open_session(file.content, file.path, "cpu", threads)
+    for seed in range(SEEDS):
+        pictures = _pictures(file, seed)
+        expected = _probabilities(file, cpu, pictures)
+        if _least_difference(expected) > 2 * allowed:
+            break
+    apart = np.abs(_probabilities(file, session, pictures) - expected).max()
+    if apart <= allowed:  # not so where one of them is no number
         return ""
     return (
         f"{session.get_providers()[0]} answers otherwise than the CPU, on which {file.path} was "
@@ -39,7 +46,13 @@ def disagreement(file: OnnxFile, session: Any) -> str:
     )
 
 
-def _pictures(file: OnnxFile) -> np.ndarray:
+def _least_difference(answers: np.ndarray) -> float:
+    """Between two of the pictures (COUNT, C), in the class that tells them apart best."""
+    pairs = itertools.combinations(answers, 2)
+    return min(float(np.abs(one - other).max()) for one, other in pairs)
+
+
+def _pictures(file: OnnxFile, seed: int) -> np.ndarray:
     """Coloured patches, uint8 (COUNT, H, W, 3): of a network's size, or more than twice that where
     the file resizes."""
     specs = [network.preprocess for network in file.manifest.networks]
@@ -50,7 +63,7 @@ def _pictures(file: OnnxFile) -> np.ndarray:
             2 * max(spec.height for spec in specs) + 1,
             2 * max(spec.width for spec in specs) + 1,
         )
-    patches = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 6, 3), dtype=np.uint8)
+    patches = np.random.default_rng(seed).integers(0, 256, (COUNT, 8, 6, 3), dtype=np.uint8)
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 6 // width
     pictures: np.ndarray = patches[:, rows][:, :, columns]
     return pictures

@@ -38,7 +38,7 @@ from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_fro
 from maskcls.files import write_atomic, write_rows
 from maskcls.manifest import ENSEMBLE, GREEDY_SOUP, Manifest, is_greedy, networks_within
 from maskcls.models import Answer, Ensemble, model_from_manifest, restore_model
-from maskcls.provenance import fingerprint
+from maskcls.provenance import fingerprint, names_all
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
 from maskcls.training.paths import increment_path
@@ -98,6 +98,12 @@ def combine_runs(
     _require_alike(members, soup=way != ENSEMBLE)
     first = members[0]
     known = frozenset[int]().union(*(member.seen or () for member in members))
+    for member in members:
+        if not names_all(member.seen):
+            say(
+                f"warning: {member.path}: does not say whom all it, or what it started from, was "
+                "trained on; if people who score here are among them, the score flatters"
+            )
     table = _common_split(members, known)
     people = {side: _people(members, people_of(table, side)) for side in ("train", "val")}
     for side, found in people.items():

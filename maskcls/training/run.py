@@ -75,7 +75,7 @@ from maskcls.models import (
     model_args,
     shorten_memory,
 )
-from maskcls.provenance import fingerprint
+from maskcls.provenance import OTHERS, fingerprint, names_all
 from maskcls.training.calibration import ValidationCalibration, describe
 from maskcls.training.engines import (
     create_evaluator,
@@ -234,7 +234,7 @@ def resume(
     with idist.one_rank_first(local=True):
         data = _load_same_data(folder, wanted, manifest, say)
     session = _Session(wanted, data, device, say)
-    session.seen = frozenset(content["seen"].tolist()) if "seen" in content else None
+    session.seen = frozenset(content["seen"].tolist() if "seen" in content else [OTHERS])
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
     return session.run(wanted, folder, content, epoch_ended=epoch_ended, interruption=interruption)
@@ -300,7 +300,7 @@ class _Session:
         device: torch.device,
         say: Callable[[str], None],
     ) -> None:
-        self.seen: frozenset[int] | None = frozenset()  # by the start; None: it does not say
+        self.seen: frozenset[int] = frozenset()  # by the network that this one starts from
         self.task = get_task(config.task)
         self.data = data
         self.device = device
@@ -480,7 +480,7 @@ class _Session:
                     metrics=metrics,
                     calibration=calibration.found if calibration is not None else None,
                 ).to_json(),
-                **self._trained_on(),
+                "seen": torch.tensor(sorted(self.seen | _fingerprints(data)), dtype=torch.int64),
             },
             interruption=interruption,
             epoch_ended=epoch_ended,
@@ -522,14 +522,6 @@ class _Session:
             len(data.dataset.unreadable),
             interruption.signal if late else None,
         )
-
-    def _trained_on(self) -> dict[str, Tensor]:
-        """For checkpoints: whom and what the network learnt from, and its start did; nothing where
-        that does not say."""
-        if self.seen is None:
-            return {}
-        known = self.seen | _fingerprints(self.data)
-        return {"seen": torch.tensor(sorted(known), dtype=torch.int64)}
 
     def _report(self, config: TrainConfig, folder: Path) -> None:
         loader = validation_loader(self.data.val, config.batch_size * 2)
@@ -688,23 +680,18 @@ def _is_over(content: Mapping[str, Any], config: TrainConfig) -> bool:
 
 
 def _tell_seen(
-    start: Path,
-    seen: frozenset[int] | None,
-    people: Split,
-    is_fold: bool,
-    say: Callable[[str], None],
+    start: Path, seen: frozenset[int], people: Split, is_fold: bool, say: Callable[[str], None]
 ) -> None:
     """Warns of a start that has seen people who validate here, or does not say whom it has seen.
 
     Raises:
         WeightsError: of a fold, whose score is to be out of fold.
     """
-    if seen is None:
+    if not names_all(seen):
         say(
-            f"warning: {start}: does not say whom it was trained on, so this network will not "
-            "either. If people who validate here are among them, the score will flatter"
+            f"warning: {start}: does not say whom all it, or what it started from, was trained on. "
+            "If people who validate here are among them, the score will flatter"
         )
-        return
     known = sorted(person for person in people.val if fingerprint(person) in seen)
     if not known:
         return

@@ -114,6 +114,18 @@ def test_another_spec_gets_another_file(
     assert_right(first, paths)
 
 
+def test_another_pillow_gets_another_file(
+    paths: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may decode otherwise; one without WebP could not read what this one can."""
+    build(paths, folder)
+    monkeypatch.setattr(cache.features, "check", lambda name: None)
+    build(paths, folder)
+    monkeypatch.setattr(cache.PIL, "__version__", "0")
+    build(paths, folder)
+    assert len(arrays(folder)) == 3
+
+
 def test_another_normalisation_takes_the_same_pixels(paths: list[Path], folder: Path) -> None:
     build(paths, folder)
     build(paths, folder, PreprocessSpec(32, 40, mean=(0.5, 0.5, 0.5)))

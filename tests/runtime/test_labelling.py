@@ -29,7 +29,7 @@ from maskcls.errors import DataError, MissingExtraError, PictureError
 from maskcls.images import read_image
 from maskcls.labels import ATTRIBUTES, MULTI, combine
 from maskcls.preprocessing import PreprocessSpec
-from maskcls.provenance import ModelFile, fingerprint, provenance_path, read_provenance
+from maskcls.provenance import OTHERS, ModelFile, fingerprint, provenance_path, read_provenance
 from maskcls.runtime import Engine, Source, inference, labelling, list_pictures
 from maskcls.runtime.labelling import answered_batches
 from maskcls.runtime.parts import only_job, parts_path
@@ -577,6 +577,9 @@ def test_seen_pictures_and_people_are_counted(tmp_path: Path, out: Path) -> None
     found = read_provenance(out)
     assert found is not None and found.seen_in_training == 3
     assert inference(PixelClassifier(frozenset()), sources, out).seen_in_training == 0
+    # Whose start does not say whom it has seen: what is known counts, and nobody is a stranger.
+    assert inference(PixelClassifier(known | {OTHERS}), sources, out).seen_in_training == 3
+    assert inference(PixelClassifier(frozenset({OTHERS})), sources, out).seen_in_training is None
 
 
 def test_people_with_korean_names_are_known_in_either_form(tmp_path: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,7 @@ class FullGpu:
 def test_a_gpu_without_room(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "why_not", lambda provider: "")
     monkeypatch.setattr(onnxruntime, "InferenceSession", FullGpu(0))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")  # the user's own stays
     reason = r"cannot run .*age\.onnx: CUDA failure 2: out of memory"
     for provider in ("cuda", "tensorrt"):
         with pytest.raises(ProviderError, match=f"^--provider {provider}: {reason}$"):
@@ -229,6 +231,11 @@ def test_a_gpu_without_room(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.warns(UserWarning, match=f"{reason}; taking the CPU instead"):
         session = open_session(file.read_bytes(), file, "auto")
     assert session.get_providers() == ["CPUExecutionProvider"]
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "1"
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    with pytest.raises(ProviderError):
+        open_session(file.read_bytes(), file, "tensorrt")
+    assert os.environ.pop("NVIDIA_TF32_OVERRIDE") == "0"
 
 
 def test_networks_that_do_not_all_fit_on_a_gpu(
@@ -268,6 +275,10 @@ def no_numbers(answer: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(answer))[:, None] == 1, np.nan, answer).astype(answer.dtype)
 
 
+def no_kernel(answer: np.ndarray) -> np.ndarray:
+    raise RuntimeError("no kernel image is available")
+
+
 @pytest.mark.parametrize("change", [others_of_the_batch, no_numbers])
 def test_a_provider_that_answers_otherwise_is_not_taken(
     networks: list[str],
@@ -283,6 +294,11 @@ def test_a_provider_that_answers_otherwise_is_not_taken(
     with pytest.warns(UserWarning, match=f"^{reason}.*; taking the CPU instead$"):
         engine = open_onnx(files)
     assert engine.provider == "CPUExecutionProvider"
+    monkeypatch.setattr(onnxruntime, "InferenceSession", WrongGpu(no_kernel))
+    with pytest.raises(ProviderError, match=r"^--provider cuda: .*no kernel image.*cpu$"):
+        open_onnx(files, "cuda")
+    with pytest.warns(UserWarning, match="no kernel image.*; taking the CPU instead$"):
+        assert open_onnx(files).provider == "CPUExecutionProvider"
     monkeypatch.setattr(onnxruntime, "InferenceSession", WrongGpu(lambda answer: answer + 1e-4))
     assert open_onnx(files, "cuda").provider == "CUDAExecutionProvider"
 

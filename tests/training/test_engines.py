@@ -83,6 +83,9 @@ def test_precisions() -> None:
     assert resolve_device("cpu") == CPU
     assert resolve_precision("fp32", CPU) == FP32
     assert resolve_precision("bf16", CPU).dtype == torch.bfloat16
+    torch.backends.cudnn.allow_tf32 = True
+    assert resolve_device("cpu") == CPU
+    assert not torch.backends.cudnn.allow_tf32  # of a GPU, float32 is float32
     assert resolve_precision("auto", CPU).dtype in (torch.float32, torch.bfloat16)
     assert resolve_precision("fp16", torch.device("cuda")).dtype == torch.float16
     with pytest.raises(TrainingError, match="fp16 needs CUDA"):

@@ -20,7 +20,7 @@ from maskcls.data.splits import people_of, read_split
 from maskcls.errors import CheckpointError, ConfigError, DataError, TrainingError
 from maskcls.files import locked
 from maskcls.manifest import Manifest
-from maskcls.provenance import fingerprint
+from maskcls.provenance import OTHERS, fingerprint
 from maskcls.training import RunResult, handlers, resume, train
 from tests.training import small
 
@@ -286,13 +286,21 @@ def test_a_start_that_does_not_say_whom_it_has_seen_leaves_nobody_a_stranger(
     flags = flags_of(data, tmp_path / "one", epochs=1, seed=7, weights=str(start))
     done = train(resolve("age", "scratch", flags=flags), said.append).folder
     [warning] = [line for line in said if line.startswith("warning: ")]
-    assert f"{start}: does not say whom it was trained on" in warning
+    assert f"{start}: does not say whom all it, or what it started from," in warning
     folder = interrupt(data, tmp_path, STEPS + 2, epochs=2, seed=7, weights=str(start))
     resume(folder, say=lambda _: None)
     for run in (done, folder):
+        own = people_of(read_split(run / "split.csv"), "train")
         for name in ("best.pt", "last.pt"):
-            assert "seen" not in read_checkpoint(run / name)
-        assert "does not say whom it" in (run / "report.html").read_text("utf-8")
+            seen = set(read_checkpoint(run / name)["seen"].tolist())
+            assert {OTHERS, *map(fingerprint, own)} < seen
+        assert "does not say whom all it" in (run / "report.html").read_text("utf-8")
+    # And so does what starts from it.
+    said.clear()
+    flags = flags_of(data, tmp_path / "two", epochs=1, seed=7, weights=str(done / "best.pt"))
+    train(resolve("age", "scratch", flags=flags), said.append)
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    assert "does not say whom all it" in warning
 
 
 @pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
