@@ -14,6 +14,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
+from maskcls.commands import combine
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.splits import read_split, side_sizes
 from maskcls.errors import ExportError
@@ -137,6 +138,19 @@ def test_pictures_that_train_in_another_folder_are_told(runs: list[Path], tmp_pa
     add_seen(runs[1], content_digest(path.read_bytes()))
     told = "**1 of the pictures are in the training of a network too"
     assert told in card_of(runs, tmp_path / "onnx")
+
+
+def test_a_greedy_soup_chosen_by_those_who_score_it_is_told(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    other = shutil.copytree(runs[1].parent, tmp_path / "other")
+    add_seen(other / "best.pt", "a stranger")  # files that are alike count once
+    argv = [str(runs[1].parent), str(other), "--how", "greedy-soup", "--model-dir", str(tmp_path)]
+    assert combine.main(argv) == 0
+    soup = tmp_path / "age" / "greedy-soup" / "best.pt"
+    told = "They chose, too, which networks are in the greedy soup of age."
+    assert told in card_of([runs[0], soup], tmp_path / "of the soup")
+    assert told not in card_of(runs, tmp_path / "alone")
 
 
 def test_what_is_not_known_is_not_told(runs: list[Path], tmp_path: Path) -> None:
