@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from maskcls.errors import CheckpointError
-from maskcls.files import sync_folder, write_atomic
+from maskcls.files import remove_left_over, sync_folder, write_atomic
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -32,7 +32,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     data = buffer.getvalue()  # shares the buffer's memory
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = _fresh_path(path)
     write_atomic(fresh, data)
     write_atomic(digest_path(fresh), f"{hashlib.sha256(data).hexdigest()}\n".encode())
     # From here on only renames, which need no space. A kill between any two of them leaves a whole
@@ -46,6 +46,17 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     os.replace(fresh, path)
     os.replace(digest_path(fresh), digest_path(path))
     sync_folder(path.parent)
+
+
+def remove_left_over_of(path: Path) -> None:
+    """Removes what killed processes left of `save_checkpoint(…, path)` unfinished."""
+    fresh = _fresh_path(path)
+    for written in (fresh, digest_path(fresh)):
+        remove_left_over(written)
+
+
+def _fresh_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def load_plain(path: Path) -> Any:
 def _candidates(path: Path) -> tuple[Path, Path, Path]:
     """Where the newest checkpoint may lie, from the most to the least recent: a kill between two
     renames leaves it without its name."""
-    return path, path.with_name(f"{path.name}.new"), previous_path(path)
+    return path, _fresh_path(path), previous_path(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -39,6 +39,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_left_over(path: Path) -> None:
+    """Removes what killed processes left of `replacing(path)`. For a caller that keeps others from
+    writing it."""
+    target = path.resolve()
+    before, after = f".{target.name}.", ".tmp"
+    with suppress(OSError):  # no such folder
+        for file in target.parent.iterdir():
+            process = file.name.removeprefix(before).removesuffix(after)
+            if process.isdecimal() and file.name == f"{before}{process}{after}":
+                file.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """The content under `path`, whole or not at all.
 

@@ -12,7 +12,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from maskcls.errors import PictureError
 
@@ -30,6 +30,19 @@ MAX_PIXELS = 50_000_000
 and a PNG of 17 KB can claim 144 MP."""
 MAX_SIDE = 65_535
 """As JPEG has it. Pillow takes a row of more bits than it can count for too little memory."""
+MAX_BYTES = 500_000_000
+"""Larger files are not read: a film, or a disk's image, under a picture's name. `MAX_PIXELS` of
+8 bytes, the most that one has without compression, are fewer."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by EXIF's `Orientation`."""
 
 
 def is_image_file(filename: str | Path) -> bool:
@@ -41,18 +54,31 @@ def read_bytes(path: Path) -> bytes:
     """The file's content.
 
     Raises:
-        PictureError: not a regular file (a FIFO would block for ever), unreadable or empty.
+        PictureError: not a regular file (a FIFO would block for ever), unreadable, empty, or
+            larger than `MAX_BYTES`.
+        MemoryError: there is no room for it.
     """
     try:
         if not path.is_file():
             reason = "not a regular file" if path.exists() else "no such file"
             raise PictureError(f"{path}: {reason}")
+        if too_large := excess(path.stat().st_size):
+            raise PictureError(f"{path}: {too_large}")
         content = path.read_bytes()
     except OSError as error:
         raise PictureError(f"{path}: {error.strerror or error}") from error
+    except MemoryError:
+        raise MemoryError(f"{path}: out of memory") from None
     if not content:
         raise PictureError(f"{path}: the file is empty")
     return content
+
+
+def excess(size: int) -> str:
+    """Why a file of so many bytes is not read; "" where it is."""
+    if size <= MAX_BYTES:
+        return ""
+    return f"{size / 1e6:,.0f} MB are more than the {MAX_BYTES / 1e6:,.0f} that a picture can have"
 
 
 def content_digest(content: bytes) -> str:
@@ -110,7 +136,7 @@ def to_upright(image: Image.Image, name: str | Path) -> Image.Image:
         raise PictureError(f"{name}: has no pixels ({width}x{height})")
     try:
         image.load()  # all of it: verify() lets truncated files pass
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(_turned(image))
     except MemoryError:  # the machine's fault: the picture may be a good one
         raise MemoryError(f"{name}: out of memory") from None
     except Exception as error:
@@ -156,6 +182,16 @@ def read_image(path: Path) -> Image.Image:
         PictureError: as `read_bytes` and `decode`.
     """
     return decode(read_bytes(path), path)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose, which writes all tags anew: one odd tag that nobody needs, and
+    # the picture could not be read.
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as damaged as a picture can be: see `to_upright`
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

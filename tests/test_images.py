@@ -19,6 +19,7 @@ from PIL import Image
 from maskcls import images
 from maskcls.errors import PictureError
 from maskcls.images import (
+    MAX_BYTES,
     MAX_PIXELS,
     _decode_plain_jpeg,
     content_digest,
@@ -122,6 +123,29 @@ def test_exif_rotation(orientation: int) -> None:
     exif[EXIF_ORIENTATION] = orientation
     content = encoded(Image.fromarray(PIXELS), "PNG", exif=exif)
     assert np.array_equal(decoded(content), undo[orientation](PIXELS))
+
+
+def test_odd_tags_beside_the_rotation_do_no_harm() -> None:
+    """As scanners and editors leave them: no reader needs them to turn the picture."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    exif[282] = 72.0  # XResolution
+    exif[296] = 2  # ResolutionUnit, a SHORT
+    content = encoded(SMOOTH, "JPEG", exif=exif)
+    right = np.asarray(decode(content, "a.jpg"))
+    entry = struct.pack(">HHIHxx", 296, 3, 1, 2)
+    assert content.count(entry) == 1
+    odd = content.replace(entry, struct.pack(">HHII", 296, 5, 1, 8))  # a fraction, which it is not
+    assert right.shape == (149, 203, 3)
+    np.testing.assert_array_equal(decoded(odd), right)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_damaged_exif_is_none(kind: str) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    content = encoded(SMOOTH, kind, exif=exif.tobytes().replace(b"MM\0*", b"no\0*"))
+    assert decoded(content).shape == (203, 149, 3)
 
 
 def test_transparent_parts_become_white() -> None:
@@ -255,6 +279,26 @@ def test_missing_empty_and_folders(tmp_path: Path) -> None:
     ):
         with pytest.raises(PictureError, match=f"{name}: {reason}"):
             read_bytes(tmp_path / name)
+
+
+def test_a_file_that_is_no_picture_by_its_size_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "film.jpg"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1_000_000)
+    with pytest.raises(PictureError, match=r"film\.jpg: 501 MB are more than the 500 "):
+        read_bytes(path)
+
+
+def test_too_little_memory_for_a_file_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise MemoryError
+
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(MemoryError, match=r"a\.jpg: out of memory$"):
+        read_bytes(tmp_path / "a.jpg")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")

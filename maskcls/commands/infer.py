@@ -17,7 +17,7 @@ from maskcls.commands._run import env_default, env_help, guarded
 from maskcls.errors import ConfigError
 
 if TYPE_CHECKING:
-    from maskcls.runtime import LabellingResult
+    from maskcls.runtime import LabellingResult, Pictures
     from maskcls.runtime.shards import Shard
 
 PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
@@ -176,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from maskcls.runtime.tuning import tuned
 
     sources = open_pictures(images, args.info)
+    _tell_ignored(images, sources)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     engine = open_engine(models, args.provider, args.lanes or 1)
     print(f"computing with {engine.provider}: {', '.join(file.path for file in engine.models)}")
@@ -214,6 +215,7 @@ def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path
     from maskcls.runtime.cluster import PARTITION, connected, label_on_cluster
 
     sources = open_pictures(images, args.info)
+    _tell_ignored(images, sources)
     engine = open_engine(models, "cpu")  # or fail before the cluster does
     lanes = args.lanes or 1
     with connected("--engine ray") as cluster:
@@ -272,6 +274,21 @@ def _output(out: Path | None) -> Path:
     if out.suffix.lower() not in (".csv", ".parquet"):
         raise ConfigError(f"--out {out}: name it .csv or .parquet")
     return out
+
+
+def _tell_ignored(images: Path, sources: Pictures) -> None:
+    """Tar files beside the pictures may hold the same ones, or others."""
+    from maskcls.runtime.packed import files_read, packed_files
+
+    read = files_read(sources)
+    packed = packed_files(images) if images.is_dir() else []
+    tars = [file for file in packed if file.suffix.lower() == ".tar" and file not in read]
+    if tars:
+        print(
+            f"note: {', '.join(file.name for file in tars)} in {images} not read, as there are "
+            "pictures outside of tar files; to label what a tar file holds, give it as --images",
+            file=sys.stderr,
+        )
 
 
 def _tell(result: LabellingResult) -> None:

@@ -27,7 +27,7 @@ from maskcls.files import locked, write_atomic
 from maskcls.images import content_digest, decode, picture_digest, read_bytes
 from maskcls.preprocessing import PreprocessSpec
 
-_VERSION = 2  # of decoding and resizing; raised when the same picture would give other pixels
+_VERSION = 3  # of decoding and resizing; raised when the same picture would give other pixels
 _T = TypeVar("_T")
 
 
@@ -68,7 +68,8 @@ def open_cache(
             with locked(folder / f"{name}.lock", lambda: say(f"waiting for {file} to be filled")):
                 if not _complete(file, notes, shape):
                     _decode_all(paths, digests, spec, file, notes, workers, say)
-        return PixelCache(np.load(file, mmap_mode="r"), digests, _read_notes(notes))
+        errors = {index: f"{paths[index]}: {why}" for index, why in _read_notes(notes).items()}
+        return PixelCache(np.load(file, mmap_mode="r"), digests, errors)
     except OSError as error:
         raise DataError(
             f"pixel cache {folder}: {error.strerror or error}; name another folder with --cache DIR"
@@ -98,6 +99,7 @@ def _decode_all(
         pixels = np.lib.format.open_memmap(
             part, mode="w+", dtype=np.uint8, shape=(len(paths), *spec.size, 3)
         )
+        _take_room(part)
         errors: dict[str, str] = {}
 
         def fill(index: int) -> None:
@@ -107,11 +109,12 @@ def _decode_all(
                 digest = content_digest(content)
                 pixels[index] = spec.resize(decode(content, paths[index]))
             except PictureError as error:
-                errors[str(index)] = str(error)
+                # Without its name: another folder may hold the same pictures.
+                errors[str(index)] = str(error).removeprefix(f"{paths[index]}: ")
             if digest != digests[index]:
                 # The file's name is of what was read first: this would be kept as that for ever.
-                reason = errors.get(str(index), f"{paths[index]}: its content has changed")
-                raise DataError(f"{reason}, after it was read once; run again")
+                reason = errors.get(str(index), "its content has changed")
+                raise DataError(f"{paths[index]}: {reason}, after it was read once; run again")
 
         with ThreadPoolExecutor(workers) as pool:
             for _ in _progress(pool.map(fill, range(len(paths))), len(paths), "decoding"):
@@ -121,6 +124,18 @@ def _decode_all(
         os.replace(part, file)  # complete under its name or not there at all
     finally:
         part.unlink(missing_ok=True)
+
+
+def _take_room(file: Path) -> None:
+    """Has the disk keep room for all of a file that is written by its memory map: a full disk would
+    end the process by SIGBUS there, with no error to catch.
+
+    Raises:
+        OSError: there is no such room.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        with file.open("rb+") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def _complete(file: Path, notes: Path, shape: tuple[int, ...]) -> bool:

@@ -117,6 +117,7 @@ def make_sample(
             marker = _marker(people, eval_people, seed) | {_FILES: _digests(draft)}
             (draft / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
             if root.exists():
+                _check_replaceable(root)  # again: drawing takes a while
                 root.rename(Path(scratch) / "old")  # goes with the scratch folder
             draft.rename(root)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from maskcls.errors import DataError
 from maskcls.provenance import Provenance, ShardRecord, read_provenance, write_provenance
 from maskcls.runtime.labelling import LabellingResult, nothing_to_read, part_size
 from maskcls.runtime.partitions import partition_files, read_partition
+from maskcls.runtime.parts import only_job, parts_path
 from maskcls.runtime.tables import read_columns, read_rows, split_rows, write_table
 
 
@@ -31,8 +33,8 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
 
     Raises:
         DataError: a shard is missing or stands twice; they are of different lists, models or
-            options; a file is no output of a shard, or has changed since; or no picture in any of
-            them could be read.
+            options; a file is no output of a shard, or has changed since; no picture in any of
+            them could be read; or `out` is a folder, or being written by another job.
         MissingExtraError: Parquet without pyarrow.
     """
     if len(paths) == 1 and paths[0].is_dir():
@@ -56,6 +58,9 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
     ]
     if len(errors) == pictures:
         raise nothing_to_read(errors)
+    counts = [part.made.seen_in_training for part in parts]
+    total = sum(count or 0 for count in counts)
+    seen = None if None in counts and not total else total
     columns = parts[0].columns + (["error"] if errors else [])
     rows = tqdm(
         itertools.chain.from_iterable(read_rows(part.path) for part in parts),
@@ -64,11 +69,11 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
         unit="img",
         disable=None,
     )
-    write_table(out, columns, split_rows(rows, part_size(parts[0].shard.batch_size)))
-    counts = [part.made.seen_in_training for part in parts]
-    total = sum(count or 0 for count in counts)
-    seen = None if None in counts and not total else total
-    write_provenance(out, Provenance(pictures, len(errors), seen, parts[0].made.models))
+    with only_job(out):
+        write_table(out, columns, split_rows(rows, part_size(parts[0].shard.batch_size)))
+        write_provenance(out, Provenance(pictures, len(errors), seen, parts[0].made.models))
+    with suppress(OSError):  # the lock's folder, unless a job's parts lie in it
+        parts_path(out).rmdir()
     return LabellingResult(out, pictures, tuple(errors), seen)
 
 

@@ -27,9 +27,11 @@ from typing import Any
 import numpy as np
 
 from maskcls.errors import DataError, MissingExtraError
-from maskcls.images import is_image_file
+from maskcls.images import excess, is_image_file
+from maskcls.provenance import provenance_path
 from maskcls.runtime.sources import (
     ID_COLUMNS,
+    ListedPictures,
     Pictures,
     Source,
     list_pictures,
@@ -89,6 +91,8 @@ class TarPictures(PackedFile):
             content = None
             if not error and not member.isreg():
                 error = "a link or device, which has no content of its own"
+            elif not error and (too_large := excess(member.size)):
+                error = too_large
             elif not error and (file := archive.extractfile(member)):
                 content = file.read()
             error = error and f"{path}: {error}"
@@ -238,6 +242,11 @@ class PackedPictures:
             raise ValueError(f"a step of {step}: pictures are read in order")
         return PackedPictures(self._files, slice(self._start + start, self._start + stop))
 
+    @property
+    def files(self) -> tuple[PackedFile, ...]:
+        """Those that it has pictures of."""
+        return tuple(self._files)
+
     def identity(self) -> list[object]:
         """What tells them from others: file names, sizes and numbers of pictures."""
         files = [[file.path.name, file.size, file.count] for file in self._files]
@@ -282,12 +291,17 @@ KINDS: dict[str, type[PackedFile]] = {".tar": TarPictures, ".parquet": ParquetPi
 
 
 def packed_files(images: Path) -> list[Path]:
-    """The file, or the files in a folder, sorted, that hold pictures by their ending."""
-    files = [images] if images.is_file() else sorted(images.iterdir())
+    """The file, or the files in a folder, sorted, that hold pictures by their ending. In a folder,
+    labels that were written there are none."""
+    if images.is_file():
+        return [images] if images.suffix.lower() in KINDS else []
     return [
         file
-        for file in files
-        if file.suffix.lower() in KINDS and file.is_file() and not file.name.startswith(".")
+        for file in sorted(images.iterdir())
+        if file.suffix.lower() in KINDS
+        and file.is_file()
+        and not file.name.startswith(".")
+        and not provenance_path(file).exists()
     ]
 
 
@@ -335,6 +349,15 @@ def pictures_digest(pictures: Pictures) -> str:
         for source in pictures:
             digest.update(json.dumps(source.image_id).encode() + b"\n")
     return digest.hexdigest()
+
+
+def files_read(pictures: Pictures) -> list[Path]:
+    """The tables and packed files that name or hold the pictures."""
+    if isinstance(pictures, PackedPictures):
+        return [file.path for file in pictures.files]
+    if isinstance(pictures, ListedPictures) and pictures.table is not None:
+        return [pictures.table]
+    return []
 
 
 def import_pyarrow(path: Path) -> Any:

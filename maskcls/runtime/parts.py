@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from maskcls.errors import DataError
-from maskcls.files import locked, write_atomic
+from maskcls.files import locked, remove_left_over, write_atomic
+from maskcls.provenance import provenance_path
 
 LOCK = ".lock"
 Row = Mapping[str, Any]
@@ -31,13 +32,17 @@ def only_job(out: Path, folder: Path | None = None) -> Iterator[None]:
     None: among the parts.
 
     Raises:
-        DataError: another process is labelling into it.
+        DataError: another process is labelling into it, or `out` is a folder and not to be one.
     """
+    if folder is None and out.is_dir():
+        raise DataError(f"{out}: is a folder; name a file for the labels")
 
     def busy() -> None:
         raise DataError(f"{out}: another job is writing it; wait for its end, or name another file")
 
     with locked((folder or parts_path(out)) / LOCK, busy):
+        for written in (out, provenance_path(out)):
+            remove_left_over(written)
         yield
 
 

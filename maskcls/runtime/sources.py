@@ -40,14 +40,20 @@ class Pictures(Protocol):
 
 class ListedPictures(Sequence[Source]):
     """Files by their names below a folder. A `Source` is made when it is asked for, so that of a
-    long list only the names are in memory. `spelled`: names whose file is written otherwise."""
+    long list only the names are in memory. `spelled`: names whose file is written otherwise.
+    `table`: the list that names them, where there is one."""
 
     def __init__(
-        self, folder: Path, names: Sequence[str], spelled: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        names: Sequence[str],
+        spelled: Mapping[str, str] | None = None,
+        table: Path | None = None,
     ) -> None:
         self._folder = folder
         self._names = names
         self._spelled = spelled or {}
+        self.table = table
 
     def __len__(self) -> int:
         return len(self._names)
@@ -58,7 +64,10 @@ class ListedPictures(Sequence[Source]):
     def __getitem__(self, place: slice) -> ListedPictures: ...
     def __getitem__(self, place: int | slice) -> Source | ListedPictures:
         if isinstance(place, slice):
-            return ListedPictures(self._folder, self._names[place], self._spelled)
+            names = self._names[place]
+            # Of these names only: a cluster is sent a slice for each of its tasks.
+            spelled = {name: self._spelled[name] for name in names if name in self._spelled}
+            return ListedPictures(self._folder, names, spelled, self.table)
         name = self._names[place]
         return Source(name, self._folder / self._spelled.get(name, name))
 
@@ -144,7 +153,7 @@ def _read_list(table: Path, folder: Path) -> ListedPictures:
             raise DataError(f"{table}: {'an empty name' if not name else f'{name!r} stands twice'}")
         seen.add(name)
     spelled = {name: other for name in names if (other := spelled_on_disk(folder, name)) != name}
-    return ListedPictures(folder, names, spelled)
+    return ListedPictures(folder, names, spelled, table)
 
 
 def spelled_on_disk(folder: Path, name: str) -> str:
@@ -152,8 +161,19 @@ def spelled_on_disk(folder: Path, name: str) -> str:
     The name itself where there is none."""
     # os.path: a name that no file can have, because it is too long, is none that exists.
     if not name.isascii() and not os.path.exists(folder / name):
-        for form in ("NFC", "NFD"):
-            other = unicodedata.normalize(form, name)
-            if os.path.exists(folder / other):
-                return other
+        if parts := _parts_on_disk(folder, Path(name).parts):
+            return Path(*parts).as_posix()
     return name
+
+
+def _parts_on_disk(folder: Path, parts: Sequence[str]) -> list[str] | None:
+    """Each folder of a path, and its file, in the form that is there: they may differ in it."""
+    if not parts:
+        return []
+    first = parts[0]
+    for form in dict.fromkeys((first, *(unicodedata.normalize(f, first) for f in ("NFC", "NFD")))):
+        if os.path.exists(folder / form):
+            rest = _parts_on_disk(folder / form, parts[1:])
+            if rest is not None:
+                return [form, *rest]
+    return None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.utils.data import Subset
 
-from maskcls.checkpoints import find_checkpoint, read_checkpoint
+from maskcls.checkpoints import find_checkpoint, read_checkpoint, remove_left_over_of
 from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, to_yaml
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
@@ -713,8 +713,9 @@ def _result(
     return RunResult(folder, len(scores), max(scores), unreadable, signal)
 
 
-def _alone(folder: Path) -> AbstractContextManager[None]:
-    """Holds a run folder's lock.
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a run folder's lock, and clears what a killed training left there unfinished.
 
     Raises (when it is entered):
         TrainingError: another process has it.
@@ -723,7 +724,10 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     def busy() -> None:
         raise TrainingError(f"{folder}: another process is training in it")
 
-    return locked(folder / ".lock", busy)
+    with locked(folder / ".lock", busy):
+        for name in ("last.pt", "best.pt"):
+            remove_left_over_of(folder / name)
+        yield
 
 
 def refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]) -> None:

@@ -157,6 +157,19 @@ def test_unreadable_pictures_are_listed_and_black(paths: list[Path], folder: Pat
         assert cached.digests[3] == cached.digests[5] == ""
 
 
+def test_what_cannot_be_read_is_named_where_it_is_now(
+    paths: list[Path], folder: Path, tmp_path: Path
+) -> None:
+    paths[3].write_bytes(b"bad")
+    [first] = build(paths, folder).errors.values()
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    paths = [tmp_path / "moved" / path.name for path in paths]
+    [then] = build(paths, folder).errors.values()
+    assert len(arrays(folder)) == 1
+    assert first.startswith(f"{tmp_path / 'pictures'}/3.png: not a picture")
+    assert then == first.replace("/pictures/", "/moved/")
+
+
 def test_a_mended_picture_is_read_again(paths: list[Path], folder: Path) -> None:
     good = paths[3].read_bytes()
     paths[3].write_bytes(b"")
@@ -291,6 +304,23 @@ def test_a_disk_that_fills_up_on_the_way(paths: list[Path], folder: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing takes room beforehand")
+def test_its_room_is_taken_before_it_is_filled(
+    paths: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of a memory map that find the disk full end the process."""
+    blocks = []
+
+    def look(content: bytes, name: Any) -> Any:
+        [part] = folder.glob("*.part")
+        blocks.append(part.stat().st_blocks * 512 - part.stat().st_size)
+        return Image.new("RGB", (50, 50))
+
+    monkeypatch.setattr(cache, "decode", look)
+    open_cache(paths, PreprocessSpec(1000, 1000), folder, say=lambda text: None)
+    assert len(blocks) == len(paths) and min(blocks) >= 0
 
 
 # --- two at once -------------------------------------------------------------------------------

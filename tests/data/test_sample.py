@@ -3,6 +3,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -202,6 +203,27 @@ def test_interrupted_remake_keeps_the_old_sample(
     with pytest.raises(KeyboardInterrupt):
         ensure_sample(root, **SMALL | {"seed": SEED + 1})
     assert bytes_of(root) == before
+    assert list(tmp_path.iterdir()) == [root]
+
+
+@pytest.mark.parametrize("is_sample", [False, True])
+def test_what_somebody_puts_there_on_the_way_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sample: bool
+) -> None:
+    root = tmp_path / "demo"
+    if is_sample:
+        make_sample(root, **SMALL)
+    draw = sample.draw_picture
+
+    def put(*args: Any) -> Any:
+        (root / "train").mkdir(parents=True, exist_ok=True)
+        (root / "train" / "mine.jpg").write_bytes(b"mine")
+        return draw(*args)
+
+    monkeypatch.setattr(sample, "draw_picture", put)
+    with pytest.raises(DataError, match="name another folder"):
+        make_sample(root, **SMALL | {"seed": SEED + 1})
+    assert (root / "train" / "mine.jpg").read_bytes() == b"mine"
     assert list(tmp_path.iterdir()) == [root]
 
 

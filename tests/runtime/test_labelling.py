@@ -505,6 +505,32 @@ def test_parts_of_another_job_are_not_touched(
     assert sorted((p.name, p.read_bytes()) for p in parts_path(out).iterdir()) == before
 
 
+def test_the_same_names_in_another_folder_are_another_job(
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "PART", 8)
+    shutil.copytree(folder, tmp_path / "other" / folder.name)
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(KeyboardInterrupt):
+        inference(Killed(3), list_pictures(Path(folder.name)), out, batch_size=4)
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(DataError, match="of another job"):
+        inference(
+            PixelClassifier(), list_pictures(Path(folder.name)), out, batch_size=4, resume=True
+        )
+
+
+def test_what_kills_left_beside_the_output_goes(folder: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lost = [out.with_name(f".{name}.123.tmp") for name in (out.name, f"{out.name}.json")]
+    others = [out.with_name(name) for name in (f".{out.name}.x.tmp", ".b.csv.1.tmp")]
+    for path in (*lost, *others):
+        path.touch()
+    inference(PixelClassifier(), list_pictures(folder), out)
+    assert not any(path.exists() for path in lost)
+    assert all(path.exists() for path in others)
+
+
 def test_a_folder_of_somebody_else_is_not_touched(folder: Path, out: Path) -> None:
     parts_path(out).mkdir(parents=True)
     (parts_path(out) / "mine.txt").write_text("mine")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from maskcls import images
 from maskcls.commands.infer import main
 from maskcls.errors import DataError, MissingExtraError
 from maskcls.runtime import Pictures, labelling, open_pictures
@@ -96,6 +97,28 @@ def test_a_picture_by_itself_goes_before_packed_ones(photos: Path) -> None:
     write_tar(str(photos / "a.tar"), photos, ["01.png"])
     assert not isinstance(open_pictures(photos), PackedPictures)
     assert isinstance(open_pictures(photos / "a.tar"), PackedPictures)
+
+
+def test_tar_files_beside_pictures_are_told(
+    argv: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(str(photos / "a.tar"), photos, ["01.png"])
+    labels(argv, photos)
+    assert f"note: a.tar in {photos} not read" in capsys.readouterr().err
+    labels(argv, photos / "a.tar")
+    assert "not read" not in capsys.readouterr().err
+
+
+def test_a_film_in_a_tar_file_is_not_read(
+    argv: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "MAX_BYTES", (photos / "01.png").stat().st_size - 1)
+    (photos / "02.png").write_bytes(b"small")
+    write_tar("a.tar", photos, ["01.png", "02.png"])
+    assert [source.error.partition(": ")[2] for source in open_pictures(Path("a.tar"))] == [
+        "0 MB are more than the 0 that a picture can have",
+        "",
+    ]
 
 
 def test_a_tar_file_that_is_cut_off(argv: list[str], photos: Path) -> None:
@@ -346,6 +369,44 @@ def test_packed_pictures_that_are_others_do_not_go_on(
     resumed = Path("labels.csv").read_bytes()
     assert main(argv) == 0
     assert Path("labels.csv").read_bytes() == resumed
+
+
+@pytest.mark.parametrize("name", ["list.csv", "faces.parquet"])
+def test_labels_do_not_take_the_place_of_what_is_labelled(
+    argv: list[str], photos: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    if name == "list.csv":
+        Path(name).write_text(f"path,consent\n{photos}/01.png,yes\n")
+    else:
+        content = [(photos / "01.png").read_bytes()]
+        write_parquet(name, {"ImageID": ["one"], "image": content})
+    before = Path(name).read_bytes()
+    link = Path(f"link{Path(name).suffix}")
+    link.symlink_to(name)
+    for out in (name, str(link)):
+        capsys.readouterr()
+        assert main([*argv, "--images", name, "--out", out]) == 1
+        assert "the pictures come from it" in capsys.readouterr().err
+    assert Path(name).read_bytes() == before
+    assert main([*argv, "--images", str(photos), "--info", "list.csv", "--out", "list.csv"]) == 1
+
+
+def test_labels_in_a_folder_of_packed_files_are_no_pictures(argv: list[str], packed: Path) -> None:
+    out = packed / "labels.parquet"
+    for _ in range(2):
+        assert main([*argv, "--images", str(packed), "--out", str(out)]) == 0
+        assert main([*argv, "--images", str(packed), "--out", "labels.csv"]) == 0
+        names = [name for name, _, _ in rows_of("labels.csv")]
+        assert len(names) == len(set(names)) == len(open_pictures(packed))
+
+
+def test_a_folder_is_no_file_of_labels(
+    argv: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("old.csv").mkdir()
+    assert main([*argv, "--images", str(photos), "--out", "old.csv"]) == 1
+    assert "old.csv: is a folder" in capsys.readouterr().err
+    assert list(Path("old.csv").iterdir()) == [] and not Path("old.csv.parts").exists()
 
 
 def test_people_in_packed_folders_are_known(photos: Path) -> None:

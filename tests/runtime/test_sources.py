@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import tracemalloc
 import unicodedata
@@ -145,6 +146,21 @@ def test_korean_names_are_found_in_either_form(tmp_path: Path, on_disk: str, in_
     assert source.path.read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("in_list", ["NFC", "NFD"])
+@pytest.mark.parametrize("on_disk", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_folder_and_its_file_may_be_of_different_forms(
+    tmp_path: Path, on_disk: tuple[str, str], in_list: str
+) -> None:
+    parts = [unicodedata.normalize(form, "가족") for form in on_disk]
+    touch(tmp_path / parts[0], f"{parts[1]}.jpg")
+    name = unicodedata.normalize(in_list, "가족/가족.jpg")
+    (tmp_path / "list.txt").write_text(f"{name}\n{name}x\n{tmp_path}/{name}\n", encoding="utf-8")
+    there, missing, absolute = list_pictures(tmp_path / "list.txt")
+    assert there.image_id == name
+    assert there.path.read_bytes() == absolute.path.read_bytes() == b"x"
+    assert missing.path == tmp_path / f"{name}x"
+
+
 def test_both_forms_are_two_pictures(tmp_path: Path) -> None:
     touch(tmp_path / "images", NFC, NFD)
     if len(os.listdir(tmp_path / "images")) == 1:
@@ -174,6 +190,17 @@ def test_a_part_of_a_list_has_the_same_files(tmp_path: Path) -> None:
     assert len(sources[2:5]) == 3
     with pytest.raises(IndexError):
         sources[7]
+
+
+def test_a_part_of_a_list_is_small(tmp_path: Path) -> None:
+    """Each task of a cluster is sent one."""
+    names = [unicodedata.normalize("NFD", f"사진 {n}.jpg") for n in range(1000)]
+    touch(tmp_path, *names)
+    listed = "\n".join(unicodedata.normalize("NFC", name) for name in names)
+    (tmp_path / "list.txt").write_text(listed, encoding="utf-8")
+    part = list_pictures(tmp_path / "list.txt")[10:12]
+    assert len(pickle.dumps(part)) < 1000
+    assert [source.path.name for source in pickle.loads(pickle.dumps(part))] == names[10:12]
 
 
 def test_a_folder_is_sorted_by_the_parts_of_its_paths(tmp_path: Path) -> None:
