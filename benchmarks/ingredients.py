@@ -285,10 +285,10 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
     Raises:
         ConfigError: a training of other settings or data lies there.
     """
+    from maskcls.checkpoints import is_finished
     from maskcls.config import differences, read_yaml, resolve
     from maskcls.training import resume, train
     from maskcls.training.engines import resolve_device, resolve_precision
-    from maskcls.training.run import is_finished
 
     run = run_folder(folder, task, name, seed)
     before = run_folder(folder, BRANCHES[0], PRESET, seed) / "best.pt"

@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 
+from maskcls.config import TrainConfig
 from maskcls.errors import CheckpointError
 from maskcls.files import remove_left_over, sync_folder, write_atomic
+from maskcls.manifest import Manifest
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -95,6 +97,27 @@ def open_checkpoint(path: Path) -> tuple[dict[str, Any], Path]:
 def find_checkpoint(path: Path) -> Path | None:
     """The first file that a checkpoint would be read from; None if there is none."""
     return next((candidate for candidate in _candidates(path) if candidate.is_file()), None)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder's training came to its end.
+
+    Raises:
+        CheckpointError: its last checkpoint cannot be read.
+    """
+    if find_checkpoint(folder / "last.pt") is None:
+        return False
+    content = read_checkpoint(folder / "last.pt")
+    config = Manifest.from_json(content["manifest"]).config
+    return "trainer" in content and is_over(content, TrainConfig.from_dict(config))
+
+
+def is_over(content: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether nothing is left to train, by what a run's last checkpoint holds."""
+    trainer, stopping = content["trainer"], content.get("early_stopping")
+    return trainer["iteration"] // trainer["epoch_length"] >= config.epochs or (
+        stopping is not None and stopping["counter"] >= config.patience
+    )
 
 
 def previous_path(path: Path) -> Path:

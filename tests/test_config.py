@@ -282,6 +282,15 @@ def test_a_loss_of_ages_needs_ages(loss: str) -> None:
     assert TrainConfig(task="mask_gender", age_loss=loss).age_loss == loss  # of --task all
     with pytest.raises(ConfigError, match=f"age_loss {loss}: needs soften_age above 0"):
         TrainConfig(task="age", age_loss=loss)
+    with pytest.raises(ConfigError, match=f"age_loss {loss}: is of task age"):
+        TrainConfig(task="multi", age_loss=loss, soften_age=4.0)
+
+
+def test_rare_partners_need_a_mixture() -> None:
+    for mixture in ({"mixup": 0.1}, {"cutmix": 0.1}):
+        assert TrainConfig(mix_rare=True, **mixture).mix_rare  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="mix_rare: chooses with whom to mix"):
+        TrainConfig(mix_rare=True)
 
 
 NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + [

@@ -42,6 +42,7 @@ those of the folders' names. Nothing in it is changed.
 example:
   maskcls-data check data/train
   maskcls-data check data/train --fixes fixes.csv --json check.json
+  maskcls-data check data/train data/more
 
 fixes.csv corrects labels without renaming files; training takes the same table:
   target,field,old,new,why
@@ -104,7 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=CHECK_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    check.add_argument("data_dir", type=Path, metavar="DIR", help="the data folder")
+    check.add_argument(
+        "data_dirs",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="the data folder, or several that are trained on together",
+    )
     check.add_argument("--fixes", type=Path, metavar="FILE", help="a table that corrects labels")
     check.add_argument(
         "--workers", type=int, default=2, metavar="N", help="threads that decode; default: 2"
@@ -176,17 +183,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _audit(args.oof, args.out, args.top, pictures=not args.no_pictures)
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: needs at least 1")
-    return _check(args.data_dir, args.fixes, args.workers, args.json, show_all=args.all)
+    return _check(args.data_dirs, args.fixes, args.workers, args.json, show_all=args.all)
 
 
 def _check(
-    data_dir: Path, fixes: Path | None, workers: int, json_file: Path | None, *, show_all: bool
+    data_dirs: Sequence[Path],
+    fixes: Path | None,
+    workers: int,
+    json_file: Path | None,
+    *,
+    show_all: bool,
 ) -> int:
     from maskcls.data.check import check_data
     from maskcls.data.fixes import read_fixes
     from maskcls.files import replacing
 
-    report = check_data(data_dir, read_fixes(fixes) if fixes else (), workers)
+    report = check_data(data_dirs, read_fixes(fixes) if fixes else (), workers)
     print(format_report(report, None if show_all else EXAMPLES))
     if json_file is not None:
         with replacing(json_file) as temporary:

@@ -126,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--no-pictures: goes with --report FILE.html, which is missing")
     if bool(args.runs) + bool(args.oof) + bool(args.gt or args.pred) > 1:
         raise ConfigError("give either runs, or --gt and --pred, or --oof")
+    if args.allow_seen and (args.runs or args.oof):
+        raise ConfigError("--allow-seen: is for --gt and --pred; runs are scored as they are")
     if args.oof:
         _score_folds(args)
     elif args.runs:

@@ -29,6 +29,7 @@ from maskcls.data.profiles import (
     people_folders,
     picture_of_file,
     profile_of_folder,
+    require_distinct,
     visible,
 )
 from maskcls.errors import DataError, PictureError
@@ -66,7 +67,7 @@ class Problem:
 
     kind: str
     severity: Severity
-    where: str  # a path relative to the data folder, or the table's name
+    where: str  # a path, relative to the data folder where there is but one; or a fix's target
     detail: str
 
 
@@ -100,26 +101,35 @@ class CheckReport:
 
 
 def check_data(
-    data_dir: Path, fixes: Sequence[Fix] = (), workers: int = 2, progress: bool = True
+    data_dirs: Sequence[Path],
+    fixes: Sequence[Fix] = (),
+    workers: int = 2,
+    progress: bool = True,
 ) -> CheckReport:
-    """Everything that can be said about a data folder before a training: every picture is decoded.
+    """Everything that can be said before a training about its data folders: every picture is
+    decoded.
 
     Args:
+        data_dirs: one or several that are trained on together; people of the same name are one.
         fixes: applied before pictures are counted.
         workers: threads that decode.
         progress: show a progress bar on stderr.
 
     Raises:
-        DataError: there is no such folder. All else becomes a `Problem`.
+        DataError: there is no such folder, or one is given twice. All else becomes a `Problem`.
     """
-    images, table = locate(data_dir)
-    found = _Findings(data_dir)
-    profiles = _read_people(images, table, found)
+    require_distinct(data_dirs)
+    found = _Findings(data_dirs)
+    profiles = []
+    for images, table in [locate(data_dir) for data_dir in data_dirs]:
+        people = _read_people(images, table, found)
+        if not people:
+            found.error("no people", images, "expected folders like 000001_female_Asian_45")
+        profiles += people
     _check_ids(profiles, found)
+    _check_agreement(profiles, found)
     profiles = [replace(p, pictures=_check_folder(p.folder, found)) for p in profiles]
     profiles = _apply(profiles, fixes, found)
-    if not profiles:
-        found.error("no people", images, "expected folders like 000001_female_Asian_45")
 
     pictures = [(profile, picture) for profile in profiles for picture in profile.pictures]
     seen = _look_at(pictures, workers, progress, found)
@@ -141,10 +151,10 @@ def check_data(
 
 
 class _Findings:
-    """Collects problems; paths become relative to the data folder."""
+    """Collects problems; paths become relative to the data folder, where there is but one."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
+    def __init__(self, data_dirs: Sequence[Path]) -> None:
+        self.data_dirs = data_dirs
         self.problems: list[Problem] = []
 
     def error(self, kind: str, where: Path | str, detail: object) -> None:
@@ -156,7 +166,9 @@ class _Findings:
     def name(self, where: Path | str) -> str:
         """A path as it is shown."""
         path = Path(where)
-        return str(path.relative_to(self.data_dir) if path.is_relative_to(self.data_dir) else where)
+        if len(self.data_dirs) == 1 and path.is_relative_to(self.data_dirs[0]):
+            path = path.relative_to(self.data_dirs[0])
+        return str(path)
 
     def _add(self, kind: str, severity: Severity, where: Path | str, detail: object) -> None:
         # Errors of single files begin with the file's path, which `where` already says.
@@ -251,9 +263,26 @@ def _check_ids(profiles: Iterable[Profile], found: _Findings) -> None:
     for profile in profiles:
         people[profile.id].append(profile)
     for number, (first, *others) in people.items():
+        others = [other for other in others if other.person != first.person]
         if others:
             names = ", ".join(other.folder.name for other in others)
             found.warning("id used twice", first.folder, f"id {number!r} is also that of {names}")
+
+
+def _check_agreement(profiles: Iterable[Profile], found: _Findings) -> None:
+    """People who are in several data folders, under one name."""
+    people = defaultdict(list)
+    for profile in profiles:
+        people[profile.person].append(profile)
+    for first, *others in people.values():
+        for other in others:
+            mine, theirs = ((one.gender.name.lower(), one.age) for one in (first, other))
+            if mine != theirs:
+                found.error(
+                    "labelled in two ways",
+                    first.folder,
+                    f"{mine[0]}, {mine[1]}; but {theirs[0]}, {theirs[1]} in {other.folder}",
+                )
 
 
 def _check_folder(folder: Path, found: _Findings) -> tuple[Picture, ...]:

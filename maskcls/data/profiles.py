@@ -107,13 +107,21 @@ def read_all_profiles(data_dirs: Sequence[Path]) -> list[Profile]:
     Raises:
         DataError: as `read_profiles`; or none given, or one of them given twice.
     """
-    resolved = [data_dir.resolve() for data_dir in data_dirs]
-    if not resolved:
+    if not data_dirs:
         raise DataError("no data folder was given: --data-dir DIR")
+    require_distinct(data_dirs)
+    return [profile for data_dir in data_dirs for profile in read_profiles(data_dir)]
+
+
+def require_distinct(data_dirs: Sequence[Path]) -> None:
+    """
+    Raises:
+        DataError: one of them is given twice.
+    """
+    resolved = [data_dir.resolve() for data_dir in data_dirs]
     twice = {str(folder) for folder in resolved if resolved.count(folder) > 1}
     if twice:
         raise DataError(f"data folder given twice: {', '.join(sorted(twice))}")
-    return [profile for data_dir in data_dirs for profile in read_profiles(data_dir)]
 
 
 def locate(data_dir: Path) -> tuple[Path, Path]:

@@ -155,6 +155,16 @@ def read_split(path: Path) -> str:
     return path.read_bytes().decode(errors="surrogateescape")
 
 
+def rows_of_split(table: str, *, sides: bool = True) -> dict[str, tuple[str, ...]]:
+    """Of the text of a `split.csv`: person → all else that its row says, with or without the
+    side."""
+    columns = [name for name in SPLIT_COLUMNS if sides or name != "side"]
+    return {
+        row.get("person") or "": tuple(row.get(name) or "" for name in columns)
+        for row in csv.DictReader(io.StringIO(table, newline=""))
+    }
+
+
 def people_of(table: str, side: str) -> set[str]:
     """The people of one side, `train` or `val`, in the text of a `split.csv`."""
     rows = csv.DictReader(io.StringIO(table, newline=""))

@@ -248,9 +248,10 @@ def _rank(
     facts: dict[tuple[str, int], list[int]] = {}
     for number, row in enumerate(rows):
         # As tables of fixes see it: what has the same name in two data folders is one. With two
-        # labels it is two facts.
+        # labels, of which an age is one, it is two facts.
         name = nfc(_target(attribute, row))
-        facts.setdefault((name, row.label), []).append(number)
+        label = row.profile.age if attribute == "age" else row.label
+        facts.setdefault((name, label), []).append(number)
     members = list(facts.values())
     whose = np.empty(len(rows), dtype=np.int64)
     for fact, numbers in enumerate(members):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from maskcls.checkpoints import find_checkpoint, read_checkpoint
+from maskcls.checkpoints import find_checkpoint, is_finished, read_checkpoint
 from maskcls.classifier import BEST, TorchClassifier
 from maskcls.data.profiles import Profile, locate
 from maskcls.data.runs import data_folders, labelled_pictures, people_of_run
@@ -255,16 +255,18 @@ def require_folds(group: Path) -> list[Path]:
     """The best checkpoint of each fold.
 
     Raises:
-        CheckpointError: not a group, or a fold without one.
+        CheckpointError: not a group, or a fold that is not trained to its end.
     """
-    checkpoints = [folder / BEST for folder in fold_folders(group)]
-    for checkpoint in checkpoints:
-        if find_checkpoint(checkpoint) is None:
+    folders = fold_folders(group)
+    for folder in folders:
+        # Without its last checkpoint, as where somebody copied the best ones, it counts as trained.
+        begun = find_checkpoint(folder / "last.pt") is not None
+        if find_checkpoint(folder / BEST) is None or (begun and not is_finished(folder)):
             raise CheckpointError(
-                f"{checkpoint.parent}: is not trained yet; go on with maskcls-train "
-                f"--resume {group}"
+                f"{folder}: is not trained {'to its end ' if begun else ''}yet; go on with "
+                f"maskcls-train --resume {group}"
             )
-    return checkpoints
+    return [folder / BEST for folder in folders]
 
 
 def _require_partition(group: Path, checkpoints: Sequence[Path]) -> None:

@@ -221,9 +221,11 @@ def _training(networks: Sequence[Manifest], splits: Sequence[str | None]) -> Ite
         yield ""
     for network in networks:
         if "macro_f1" in network.metrics:
+            calibrated = network.metrics.get("calibrated_macro_f1")
+            after = "" if calibrated is None else f", {calibrated:.4f} with its calibration,"
             yield (
-                f"{network.task} validated with macro F1 {network.metrics['macro_f1']:.4f} over "
-                f"its {len(network.class_names)} classes, in PyTorch."
+                f"{network.task} validated with macro F1 {network.metrics['macro_f1']:.4f}{after} "
+                f"over its {len(network.class_names)} classes, in PyTorch."
             )
         if network.fixes:
             yield f"For {network.task}, {len(network.fixes)} labels were corrected beforehand."

@@ -41,6 +41,7 @@ from maskcls.models import Answer, Ensemble, model_from_manifest, restore_model
 from maskcls.provenance import fingerprint, names_all
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
+from maskcls.training.calibration import calibrate, describe
 from maskcls.training.paths import increment_path
 
 BATCH = 32  # pictures at once
@@ -54,7 +55,7 @@ class Combined:
     folder: Path
     members: tuple[Path, ...]  # the checkpoints that are in it, the best first where it is greedy
     scores: ClassScores | None  # on the people whom none has trained on; None: there are none
-    calibrated: bool  # a member, by some of those people
+    calibrated: bool  # members, by some of those people, and so scored
     greedy: bool  # they chose who is in it, or in a member of it
 
 
@@ -73,6 +74,7 @@ class _Pictures:
 
     pixels: np.ndarray  # uint8 (N, H, W, 3)
     labels: np.ndarray  # (N,) classes of the task
+    people: Sequence[str]  # (N,) whose
 
 
 def combine_runs(
@@ -87,7 +89,9 @@ def combine_runs(
 
     `way`: one of `maskcls.manifest.COMBINATIONS`. A greedy soup takes the networks in the order of
     their macro F1 on the people whom none of them has trained on, and leaves out each that would
-    lower it. Batch statistics of a soup are those of the training pictures, anew.
+    lower it. Batch statistics of a soup are those of the training pictures, anew; so is its
+    calibration, where its networks were trained with one, of the people whom none has trained on.
+    Its score is without it, as that of a training is.
 
     Raises:
         CheckpointError: fewer than two; networks of different tasks or inputs; for a soup, of
@@ -113,6 +117,7 @@ def combine_runs(
                 "them one place with maskcls-train --resume RUN --data-dir DIR"
             )
     unseen = _load(people["val"], first.manifest, say, known) if people["val"] else None
+    training = None
     if way == ENSEMBLE:
         chosen, model = members, _ensemble(members)
     else:
@@ -136,6 +141,11 @@ def combine_runs(
     manifest = _manifest(chosen, way, table)
     scores = None if unseen is None else _score(Answer(model, manifest), unseen, manifest, device)
     metrics = {} if scores is None else {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
+    if training is not None:
+        manifest, fitted = _calibrate(manifest, chosen, model, unseen, training, device, say)
+        metrics |= fitted
+        if fitted:
+            say(describe(replace(manifest, metrics=metrics)))
     folder = increment_path(model_dir / first.manifest.task / name)
     write_atomic(folder / "split.csv", encode_table(table))
     content: dict[str, Any] = {
@@ -146,7 +156,9 @@ def combine_runs(
     if (seen := _seen(members)) is not None:
         content["seen"] = torch.tensor(sorted(seen), dtype=torch.int64)
     save_checkpoint(content, folder / BEST)
-    calibrated = any(one.calibration is not None for one in networks_within(manifest))
+    calibrated = way == ENSEMBLE and any(
+        one.calibration is not None for one in networks_within(manifest)
+    )
     paths = tuple(member.path for member in chosen)
     return Combined(folder, paths, scores, calibrated, is_greedy(manifest))
 
@@ -238,7 +250,8 @@ def _load(
     """
     listed = dict(labelled_pictures(people))
     sources = [Source(str(path), path) for path in listed]
-    pixels, labels = [], []
+    owners = {picture.path: one.person for one in people for picture in one.pictures}
+    pixels, labels, whose = [], [], []
     unreadable = 0
     with tqdm(total=len(sources), desc="pictures", unit="img", disable=None, leave=False) as bar:
         for batch in decoded_batches([manifest.preprocess], sources, BATCH, 2, known):
@@ -247,6 +260,7 @@ def _load(
                 if not picture.error and not picture.seen:
                     pixels.append(picture.pixels[0])
                     labels.append(listed[picture.source.path])
+                    whose.append(owners[picture.source.path])
             bar.update(len(batch))
     if unreadable == len(sources):
         raise DataError(f"none of {len(sources)} pictures of these runs can be read")
@@ -259,7 +273,7 @@ def _load(
         )
     if not pixels:
         return None
-    return _Pictures(np.stack(pixels), manifest.get_task().from_multi(np.array(labels)))
+    return _Pictures(np.stack(pixels), manifest.get_task().from_multi(np.array(labels)), whose)
 
 
 def _ensemble(members: Sequence[_Member]) -> nn.Module:
@@ -334,7 +348,8 @@ def _warn_of_collapse(
     """Where nobody is left to score a soup on, some of the pictures that it was trained on tell
     whether its weights could be averaged at all."""
     rows = np.random.default_rng(0).permutation(len(training.labels))[:SAMPLE]
-    some = _Pictures(training.pixels[rows], training.labels[rows])
+    whose = [training.people[row] for row in rows]
+    some = _Pictures(training.pixels[rows], training.labels[rows], whose)
     manifest = replace(members[0].manifest, calibration=None)
     mixed, *alone = (
         _score(Answer(model, manifest), some, manifest, device).macro_f1
@@ -348,22 +363,54 @@ def _warn_of_collapse(
         )
 
 
-@torch.inference_mode()
+def _calibrate(
+    manifest: Manifest,
+    members: Sequence[_Member],
+    soup: nn.Module,
+    unseen: _Pictures | None,
+    training: _Pictures,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> tuple[Manifest, dict[str, float]]:
+    """A soup's manifest with a calibration as its networks were trained with, and what that does.
+    Theirs are of their own answers."""
+    kinds = {member.manifest.config.get("calibration", "none") for member in members}
+    [kind] = kinds if len(kinds) == 1 else ["none"]
+    if kind != "none" and unseen is not None:
+        logits = _logits(Answer(soup, manifest), unseen, manifest, device)
+        counts = np.bincount(training.labels, minlength=manifest.get_task().num_classes)
+        found, metrics = calibrate(kind, logits, unseen.labels, unseen.people, counts)
+        return replace(manifest, calibration=found), metrics
+    if kinds != {"none"}:
+        reason = "nobody is left to fit it on" if kind != "none" else "its networks differ in it"
+        say(f"warning: the soup has no calibration: {reason}")
+    return replace(manifest, config={**manifest.config, "calibration": "none"}), {}
+
+
 def _score(
     answering: nn.Module, pictures: _Pictures, manifest: Manifest, device: torch.device
 ) -> ClassScores:
+    answers = _logits(answering, pictures, manifest, device).argmax(axis=1)
+    count = manifest.get_task().num_classes
+    return scores_from_confusion(confusion_matrix(pictures.labels, answers, count))
+
+
+@torch.inference_mode()
+def _logits(
+    answering: nn.Module, pictures: _Pictures, manifest: Manifest, device: torch.device
+) -> np.ndarray:
+    """float32 (N, C)."""
     answering.to(device).eval()
     answers = []
     for start in range(0, len(pictures.pixels), BATCH):
         batch = manifest.preprocess.normalise(pictures.pixels[start : start + BATCH])
-        answers.append(answering(torch.from_numpy(batch).to(device)).argmax(dim=1).cpu().numpy())
-    count = manifest.get_task().num_classes
-    return scores_from_confusion(confusion_matrix(pictures.labels, np.concatenate(answers), count))
+        answers.append(answering(torch.from_numpy(batch).to(device)).cpu().numpy())
+    return np.concatenate(answers)
 
 
 def _manifest(members: Sequence[_Member], way: str, table: str) -> Manifest:
     """What is common to them, and where they are from. Calibrations belong to one network: an
-    ensemble's members keep theirs, a soup has none."""
+    ensemble's members keep theirs; see `_calibrate` for a soup."""
     first = members[0].manifest
     configs = [member.manifest.config for member in members]
     common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskcls.checkpoints import find_checkpoint
-from maskcls.config import MACHINE_FIELDS, TrainConfig
+from maskcls.checkpoints import find_checkpoint, is_finished
+from maskcls.config import MACHINE_FIELDS, TrainConfig, read_yaml
 from maskcls.errors import CheckpointError
 from maskcls.folds import (
     FOLDS_FILE,
@@ -26,7 +26,6 @@ from maskcls.training.interruption import end_by
 from maskcls.training.paths import increment_path
 from maskcls.training.run import (
     RunResult,
-    is_finished,
     refuse_differences,
     resume,
     train,
@@ -73,8 +72,9 @@ def train_group(
     Raises:
         KeyboardInterrupt, SystemExit: a signal, also one that came too late to end a fold.
         MaskclsError: as `train` and `resume`.
-        CheckpointError: not a group, or another config; the fold of another group that one starts
-            from is not finished.
+        CheckpointError: not a group, or another config; the people, pictures or labels are not
+            those of the folds before; the fold of another group that one starts from is not
+            finished.
         ConfigError: several processes of torchrun.
     """
     refuse_several("a group of folds")
@@ -87,15 +87,29 @@ def train_group(
     results = []
     for fold, folder in enumerate(fold_folders(group)):
         say(f"{config.task}: fold {fold}, {fold + 1} of {config.folds}")
-        if find_checkpoint(folder / "last.pt") is not None:
-            results.append(resume(folder, here, say))
-        else:
-            if is_group(Path(config.weights)):
-                _require_start(Path(config.weights), fold)
-            results.append(train(fold_config(wanted, fold), say, folder))
+        try:
+            if find_checkpoint(folder / "last.pt") is not None:
+                results.append(resume(folder, here, say))
+            else:
+                if is_group(Path(config.weights)):
+                    _require_start(Path(config.weights), fold)
+                before = fold_folder(group, 0) if fold else None
+                results.append(train(fold_config(wanted, fold), say, folder, alike=before))
+        finally:
+            _note_places(group, wanted, folder)
         if results[-1].signal is not None:
             end_by(results[-1].signal)
     return results
+
+
+def _note_places(group: Path, wanted: TrainConfig, fold: Path) -> None:
+    """Where the data are now, so that the next folds find them: once a fold has found there what
+    it is trained on, which its own config says."""
+    if wanted != read_group(group) and (fold / "config.yaml").is_file():
+        own = read_yaml(fold / "config.yaml")
+        places = wanted.to_dict()
+        if all(own.get(name) == places[name] for name in ("data_dir", "fixes")):
+            write_group(group, wanted)
 
 
 def group_is_finished(group: Path) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from maskcls.config import PEOPLE_FIELDS, PRESETS, TrainConfig, file_values, resolve
+from maskcls.errors import WeightsError
 from maskcls.folds import start_of
 from maskcls.labels import get_task
+from maskcls.manifest import ENSEMBLE
 from maskcls.training.run import class_weights
 from maskcls.weights import find_start, model_of
 
@@ -85,6 +87,11 @@ def _choose(
     if weights == "auto":
         return resolve(task, "imagenet", file, {**flags, "weights": "imagenet"})
     own = model_of(start)  # one of our checkpoints says which network it is
+    if own == ENSEMBLE:
+        raise WeightsError(
+            f"{start}: is an ensemble, which no network can start from; take one of its networks, "
+            "or a soup of them"
+        )
     if own is not None and "model" not in given:
         flags = {**flags, "model": own}
     return resolve(task, "imagenet", file, flags)

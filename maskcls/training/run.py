@@ -24,7 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.utils.data import Subset
 
-from maskcls.checkpoints import find_checkpoint, read_checkpoint, remove_left_over_of
+from maskcls.checkpoints import (
+    find_checkpoint,
+    is_over,
+    read_checkpoint,
+    remove_left_over_of,
+)
 from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, to_yaml
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
@@ -37,7 +42,7 @@ from maskcls.data.loaders import (
     validation_loader,
 )
 from maskcls.data.mixing import Mixing
-from maskcls.data.splits import Split, encode_table, read_split, split_hash
+from maskcls.data.splits import Split, encode_table, read_split, rows_of_split, split_hash
 from maskcls.data.targets import (
     age_step_shares,
     at_border,
@@ -119,12 +124,14 @@ def train(
     *,
     epoch_ended: EpochEnded | None = None,
     interruption: Interruption | None = None,
+    alike: Path | None = None,
 ) -> RunResult:
     """Trains one network into a new run folder, or into `folder`.
 
     `epoch_ended` is told the score of each epoch, once it is saved; what it raises ends the
     training. `interruption`: of a caller that goes on after the training, and looks there whether a
-    signal came too late to end it; that caller says how to go on, too.
+    signal came too late to end it; that caller says how to go on, too. `alike`: the folder of a run
+    that must be of the same people, pictures and labels, on whichever side, as other folds are.
 
     Raises:
         MaskclsError: see the tree in `maskcls.errors`; nothing is left behind if it comes before
@@ -136,6 +143,11 @@ def train(
     with idist.one_rank_first(local=True):  # one process of a machine downloads and decodes
         start = find_start(config.weights, config.model, say)
         data = _load_data(config, say)
+    if alike is not None and (difference := _difference(alike, data.table, sides=False)):
+        raise CheckpointError(
+            f"{alike}: was trained on other data than {_places(config)}: "
+            f"{difference}. Give the same data, or start a new group of folds"
+        )
     # What `auto` came to is part of the run: a resumed one must not choose anew.
     config = dataclasses.replace(
         config,
@@ -216,7 +228,7 @@ def resume(
     if missing:
         raise _no_state(folder, missing)
     epoch, steps = divmod(content["trainer"]["iteration"], content["trainer"]["epoch_length"])
-    if _is_over(content, config):
+    if is_over(content, config):
         _tell_again(content["history"]["rows"], epoch_ended)
         moved = wanted.data_dir != config.data_dir
         complete = not moved and (folder / REPORT).is_file()
@@ -250,25 +262,12 @@ def _load_same_data(
     """
     data = _load_data(config, say)
     if split_hash(data.table) != manifest.split_hash:
+        difference = _difference(folder, data.table) or "its split.csv has changed"
         raise CheckpointError(
-            f"{folder}: was trained on other data than {', '.join(config.data_dir)}: "
-            f"{_difference(folder / 'split.csv', data.table)}. "
-            "Give the data of the run, or start a new one without --resume"
+            f"{folder}: was trained on other data than {_places(config)}: {difference}. Give the "
+            "data of the run, or start a new one without --resume"
         )
     return data
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run folder's training came to its end.
-
-    Raises:
-        CheckpointError: its last checkpoint cannot be read.
-    """
-    if find_checkpoint(folder / "last.pt") is None:
-        return False
-    content = read_checkpoint(folder / "last.pt")
-    config = Manifest.from_json(content["manifest"]).config
-    return "trainer" in content and _is_over(content, TrainConfig.from_dict(config))
 
 
 def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -672,13 +671,6 @@ def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
     )
 
 
-def _is_over(content: Mapping[str, Any], config: TrainConfig) -> bool:
-    trainer, stopping = content["trainer"], content.get("early_stopping")
-    return trainer["iteration"] // trainer["epoch_length"] >= config.epochs or (
-        stopping is not None and stopping["counter"] >= config.patience
-    )
-
-
 def _tell_seen(
     start: Path, seen: frozenset[int], people: Split, is_fold: bool, say: Callable[[str], None]
 ) -> None:
@@ -743,18 +735,26 @@ def refuse_differences(folder: Path, wanted: TrainConfig, run: Mapping[str, Any]
         )
 
 
-def _difference(old: Path, new: str) -> str:
-    """In a few words, how a split differs from the one in the run folder."""
+def _difference(folder: Path, table: str, *, sides: bool = True) -> str:
+    """In a few words, how a split differs from the one in a run's folder; "" where it does not.
+    Without `sides`, it does not matter who validates."""
     try:
-        before = set(read_split(old).splitlines()[1:])
+        old = rows_of_split(read_split(folder / "split.csv"), sides=sides)
     except OSError:
         return "its split.csv cannot be read"
-    after = set(new.splitlines()[1:])
-    people = [{line.split(",")[0] for line in lines} for lines in (before, after)]
+    new = rows_of_split(table, sides=sides)
+    if old == new:
+        return ""
+    changed = sum(old[person] != new[person] for person in old.keys() & new.keys())
     return (
-        f"{len(people[0] - people[1])} people are gone, {len(people[1] - people[0])} are new, "
-        f"{len({line.split(',')[0] for line in before ^ after} & people[0] & people[1])} changed"
+        f"{len(old.keys() - new.keys())} people are gone, {len(new.keys() - old.keys())} are new, "
+        f"{changed} changed"
     )
+
+
+def _places(config: TrainConfig) -> str:
+    fixes = f" with {config.fixes}" if config.fixes else ""
+    return f"{', '.join(config.data_dir)}{fixes}"
 
 
 def _git_revision() -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from maskcls.data.profiles import read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
+from maskcls.evaluation.calibration import fit_temperature
 from maskcls.evaluation.caveats import caveats
 from maskcls.images import content_digest, read_image
 from maskcls.labels import TASKS
@@ -228,6 +230,80 @@ def test_a_soup_has_the_mean_of_the_weights_and_its_own_statistics(
     assert people_of(read_split(run / "split.csv"), "val") == people_of(
         read_split(runs[0] / "split.csv"), "val"
     )
+
+
+def test_a_soup_is_calibrated_as_its_networks_were_and_labels_alike_through_onnx(
+    groups: list[Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    places = ["--data-dir", str(root / "data/train"), "--cache", str(root / "cache")]
+    for rate in RATES[:2]:
+        options = [*SMALL.split(), "--task", "age", "--calibration", "macro_f1", "--lr", rate]
+        options += ["--val-ratio", "0.4", "--model-dir", str(tmp_path / "runs")]
+        assert train.main([*options, *places]) == 0
+    trained = sorted((tmp_path / "runs/age").iterdir())
+    capsys.readouterr()
+    argv = [*map(str, trained), "--how", "soup", "--model-dir", str(models)]
+    assert combine.main(argv) == 0
+    said = capsys.readouterr().out
+    run = models / "age" / "soup"
+    manifest = load_model(run)[1]
+    assert manifest.calibration is not None
+    assert manifest.config["calibration"] == "macro_f1"
+    assert f"temperature {manifest.calibration.temperature:.2f}, " in said
+    assert f"; macro F1 {manifest.metrics['macro_f1']:.4f} → " in said
+    assert "; their epochs were chosen by them: it flatters" in said  # the score is without it
+    # By the answers of the soup itself, on those who validated.
+    listed = labelled_pictures(people_of_run(run / "best.pt", manifest, "val"))
+    plain = tmp_path / "plain.pt"
+    content = read_checkpoint(run / "best.pt")
+    save_checkpoint(content | {"manifest": replace(manifest, calibration=None).to_json()}, plain)
+    logits = answers(plain, pixels_of(run, [path for path, _ in listed]))
+    truth = TASKS["age"].from_multi(np.array([label for _, label in listed]))
+    assert manifest.calibration.temperature == pytest.approx(fit_temperature(logits, truth))
+
+    shutil.copytree(groups[0] / "fold0", models / "mask_gender" / "fold0")
+    assert export.main(["--model-dir", str(models), "--out", str(tmp_path / "onnx")]) == 0
+    card = (tmp_path / "onnx" / CARD_FILE).read_text("utf-8")
+    assert f", {manifest.metrics['calibrated_macro_f1']:.4f} with its calibration, over" in card
+    tables = []
+    for model in (models, tmp_path / "onnx" / "maskcls.onnx"):
+        table = tmp_path / f"{model.name}.csv"
+        argv = ["--model", str(model), "--images", str(root / "data/eval"), "--out", str(table)]
+        assert infer.main([*argv, "--provider", "cpu"]) == 0
+        tables.append(table.read_bytes())
+    assert tables[0] == tables[1]
+
+
+def test_a_soup_without_a_calibration_says_so(
+    runs: list[Path], groups: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody is left to fit it on; or the networks differ in it."""
+    argv = ["--how", "soup", "--model-dir", str(tmp_path)]
+    capsys.readouterr()
+    assert combine.main([str(groups[1]), *argv]) == 0
+    assert "no calibration: nobody is left to fit it on" in capsys.readouterr().out
+    assert load_model(tmp_path / "age/soup")[1].config["calibration"] == "none"
+    other = tmp_path / "other"
+    shutil.copytree(runs[0], other)
+    content = read_checkpoint(other / "best.pt")
+    manifest = Manifest.from_json(content["manifest"])
+    leaning = replace(manifest, config={**manifest.config, "calibration": "temperature"})
+    save_checkpoint(content | {"manifest": leaning.to_json()}, other / "best.pt")
+    assert combine.main([str(runs[1]), str(other), *argv]) == 0
+    assert "no calibration: its networks differ in it" in capsys.readouterr().out
+    assert load_model(tmp_path / "age/soup2")[1].calibration is None
+    assert combine.main([str(runs[1]), str(runs[0]), *argv]) == 0
+    assert "no calibration" not in capsys.readouterr().out
+
+
+def test_an_ensemble_is_no_start(
+    ensembles: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ensembles / "age" / "whole" / "best.pt"
+    argv = ["--task", "age", "--weights", str(start), "--data-dir", str(root / "data/train")]
+    assert train.main([*argv, "--model-dir", str(tmp_path)]) == 1
+    assert f"{start}: is an ensemble, which no network can start from" in capsys.readouterr().err
 
 
 def test_a_greedy_soup_is_never_worse_than_the_best_alone(

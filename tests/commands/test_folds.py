@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 
 import maskcls
-from maskcls.checkpoints import file_digest, read_checkpoint
+from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
 from maskcls.classifier import TorchClassifier
+from maskcls.commands import combine, evaluate, train
 from maskcls.commands import data as data_command
-from maskcls.commands import evaluate, train
 from maskcls.config import read_yaml, resolve
+from maskcls.data.fixes import Fix, write_fixes
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
@@ -35,6 +36,7 @@ from maskcls.evaluation.report import Report, write_report
 from maskcls.folds import read_group
 from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, TASKS, softmax
+from maskcls.manifest import Manifest
 from maskcls.provenance import fingerprint, read_provenance
 from maskcls.training import handlers
 from maskcls.training.engines import resolve_precision
@@ -223,6 +225,26 @@ def test_a_group_whose_data_have_moved_is_scored(
     assert {row["data_dir"] for row in table_of(group)} == {str(moved)}
     for one, other in zip(table_of(group), table_of(groups[0]), strict=True):
         assert one == other | {"data_dir": str(moved)}
+    assert read_group(group).data_dir == (str(moved),)  # where the next folds look
+
+
+def test_folds_of_other_labels_are_refused_before_they_train(
+    data: Path, groups: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One label of a picture: the folds would still validate everybody once."""
+    group = tmp_path / "folds"
+    shutil.copytree(groups[0], group)
+    shutil.rmtree(group / "fold2")
+    before = (group / "folds.yaml").read_bytes()
+    person = sorted((data / "images").iterdir())[0]
+    [picture] = [path.name for path in person.iterdir() if path.stem == "normal"]
+    fixes = tmp_path / "fixes.csv"
+    write_fixes(fixes, [Fix(f"{person.name}/{picture}", "mask", "normal", "incorrect", "")])
+    line = fails(train.main, ["--resume", str(group), "--fixes", str(fixes)], capsys)
+    assert f"{group / 'fold0'}: was trained on other data than {data} with {fixes}: " in line
+    assert "0 people are gone, 0 are new, 1 changed" in line
+    assert not (group / "fold2").exists()
+    assert (group / "folds.yaml").read_bytes() == before
 
 
 def test_a_fold_waits_for_the_one_that_it_starts_from(
@@ -475,8 +497,18 @@ def test_what_cannot_be_scored_out_of_fold(
     assert "not a group of folds" in fails(main, ["--oof", str(run)], capsys)
     assert "none answers mask" in fails(main, ["--oof", *[str(groups[1])] * 2], capsys)
     assert "give either runs" in fails(main, [str(run), "--oof", str(groups[0])], capsys, 2)
+    for what in ([str(run)], ["--oof", str(groups[0])]):
+        assert "--allow-seen: is for --gt" in fails(main, [*what, "--allow-seen"], capsys, 2)
     copy = tmp_path / "copy"
     shutil.copytree(groups[0], copy)
+    last = copy / "fold1" / "last.pt"
+    content = read_checkpoint(last)
+    manifest = Manifest.from_json(content["manifest"])
+    longer = replace(manifest, config={**manifest.config, "epochs": 2})
+    save_checkpoint(content | {"manifest": longer.to_json()}, last)
+    for command, options in ((main, ["--oof"]), (combine.main, ["--model-dir", str(tmp_path)])):
+        line = fails(command, [*options, str(copy)], capsys)
+        assert f"{last.parent}: is not trained to its end yet; go on with maskcls-train" in line
     shutil.rmtree(copy / "fold1")
     line = fails(main, ["--oof", str(copy)], capsys)
     assert f"{copy / 'fold1'}: is not trained yet; go on with maskcls-train --resume {copy}" in line

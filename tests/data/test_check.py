@@ -24,7 +24,7 @@ PEOPLE = 6
 
 
 def check(root: Path, *fixes: Fix) -> CheckReport:
-    return check_data(root, fixes, progress=False)
+    return check_data([root], fixes, progress=False)
 
 
 def kinds(report: CheckReport) -> list[tuple[str, str]]:
@@ -250,6 +250,35 @@ def test_fixes(data_dir: DataDir) -> None:
     males = before[np.equal(genders, 0)].sum()
     assert np.array(report.classes)[np.equal(genders, 0)].sum() == males - 7
     assert check(root, good).problems == ()
+
+
+def test_several_folders_are_checked_together(data_dir: DataDir) -> None:
+    """As they are trained on: a person may be in two of them, and a table of fixes be of all."""
+    one, two = data_dir(PEOPLE, name="one"), data_dir(PEOPLE, name="two")
+    both, added = folders(two)[0], folders(two)[1:]
+    shutil.copy(folders(one)[1] / "normal.jpg", added[1] / "normal.jpg")
+    for number, folder in enumerate(added, 11):
+        folder.rename(folder.with_name(f"0000{number}_{folder.name.split('_', 1)[1]}"))
+    (two / "train.csv").unlink()
+    (one / "train.csv").unlink()
+    fixes = [Fix(root_folder.name, "race", "x", "y", "") for root_folder in folders(two)[1:2]]
+    report = check_data([one, two], fixes, progress=False)
+    assert report.people == 2 * PEOPLE
+    found = {(problem.kind, problem.where) for problem in report.problems}
+    assert ("fix does not apply", fixes[0].target) in found
+    assert ("same file, two people", str(folders(one)[1] / "normal.jpg")) in found
+    assert not {kind for kind, _ in found} & {"labelled in two ways", "id used twice"}
+    assert [kind for kind, _ in kinds(check_data([one], fixes, progress=False))] == [
+        "fix does not apply"
+    ]
+    table = f"id,gender,race,age,path\n000001,female,Asian,77,{both.name}\n"
+    (two / "train.csv").write_text(table, "utf-8")
+    shutil.rmtree(two / "images")
+    shutil.copytree(folders(one)[0], two / "images" / both.name)
+    report = check_data([one, two], progress=False)
+    assert ("labelled in two ways", "error") in kinds(report)
+    with pytest.raises(DataError, match="given twice"):
+        check_data([one, two, one], progress=False)
 
 
 def test_the_stand_in_data(maskface: Path) -> None:

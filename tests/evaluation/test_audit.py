@@ -208,6 +208,40 @@ def test_a_person_with_two_labels_is_ranked_and_not_corrected(
     assert all_chosen(audit) == []
 
 
+def test_a_person_with_two_ages_of_one_group_is_not_corrected(
+    data_dir: DataDir, tmp_path: Path
+) -> None:
+    """A table of fixes names the age that it corrects, and there is but one table."""
+    roots = [data_dir(12), data_dir(12, name="more")]
+    table = roots[1] / "train.csv"
+    text = table.read_text("utf-8")
+    person = next(one for one in read_profiles(roots[0]) if one.age_group is AgeLabels.YOUNG)
+    row = f"{person.id},{person.gender.name.lower()},{person.race},{person.age},"
+    assert row in text
+    older = person.age + 1 if person.age < 29 else 28
+    table.write_text(text.replace(row, row.replace(f",{person.age},", f",{older},")), "utf-8")
+    truth = [
+        replace(one, age=65) if one.person == person.person else one
+        for one in read_profiles(roots[0])
+    ]
+    files = [
+        write_oof(
+            root.with_suffix(".csv"),
+            "age",
+            root,
+            read_profiles(root),
+            answers(np.random.default_rng(0), TASKS["age"], truth),
+        )
+        for root in roots
+    ]
+    audit = audit_labels([read_oof(file) for file in files])
+    doubted = [one for one in audit.rankings["age"] if one.target == person.folder.name]
+    assert {one.profile.age for one in doubted} == {person.age, older}
+    assert propose(audit, doubted) == []
+    alone = audit_labels([read_oof(files[0])])
+    assert propose(alone, [one for one in doubted if one.profile.age == person.age])
+
+
 # --- what does not fit ---------------------------------------------------------------------------
 
 
