@@ -267,8 +267,6 @@ class TrainConfig:
             raise ConfigError(
                 f"age_loss {self.age_loss}: is of task age; multi learns the 18 classes as they are"
             )
-        if self.mix_rare and not self.mixup + self.cutmix:
-            raise ConfigError("mix_rare: chooses with whom to mix; set mixup or cutmix above 0")
         if self.fold is not None and self.folds is None:
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")
         if self.folds is not None and self.folds < 2:

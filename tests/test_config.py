@@ -98,7 +98,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         values["fold"] = draw(st.integers(0, values["folds"] - 1))
     if values["border_ages"] == "soften":
         values["soften_age"] = 0.0
-    if values["soften_age"] == 0:
+    if values["soften_age"] == 0 or values["task"] == "multi":
         values["age_loss"] = "distribution"
     return TrainConfig(**values)
 
@@ -284,13 +284,6 @@ def test_a_loss_of_ages_needs_ages(loss: str) -> None:
         TrainConfig(task="age", age_loss=loss)
     with pytest.raises(ConfigError, match=f"age_loss {loss}: is of task age"):
         TrainConfig(task="multi", age_loss=loss, soften_age=4.0)
-
-
-def test_rare_partners_need_a_mixture() -> None:
-    for mixture in ({"mixup": 0.1}, {"cutmix": 0.1}):
-        assert TrainConfig(mix_rare=True, **mixture).mix_rare  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="mix_rare: chooses with whom to mix"):
-        TrainConfig(mix_rare=True)
 
 
 NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + [
