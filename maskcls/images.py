@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -166,7 +167,7 @@ def _decode_plain_jpeg(content: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             width, height = image.size
-            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            upright = _orientation(image) not in _TURNS
             if image.mode != "RGB" or not upright or width * height > MAX_PIXELS:
                 return None
         pixels: np.ndarray = simplejpeg.decode_jpeg(content, "RGB", strict=True)
@@ -187,11 +188,19 @@ def read_image(path: Path) -> Image.Image:
 def _turned(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose, which writes all tags anew: one odd tag that nobody needs, and
     # the picture could not be read.
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as damaged as a picture can be: see `to_upright`
-        turn = None
+    turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """1 to 8, by its EXIF alone, as browsers and viewers go. Pillow's `getexif` would take one from
+    XMP, too, which tools leave behind when they turn a picture."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif") or b"")
+        return exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as damaged as a picture can be: see `to_upright`
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -114,7 +114,7 @@ def model_of(file: Path) -> str | None:
     Raises:
         CheckpointError: not a file of tensors and plain values.
     """
-    content = load_plain(file)
+    content = _content(file)
     if isinstance(content, dict) and "manifest" in content:
         return Manifest.from_json(content["manifest"]).model
     return None

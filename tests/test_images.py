@@ -140,6 +140,15 @@ def test_odd_tags_beside_the_rotation_do_no_harm() -> None:
     np.testing.assert_array_equal(decoded(odd), right)
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG"])
+def test_only_exif_turns_a_picture(kind: str) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    content = encoded(SMOOTH, kind, xmp=xmp)
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.getexif()[EXIF_ORIENTATION] == 6  # as Pillow has it
+    assert decoded(content).shape == (203, 149, 3)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 def test_damaged_exif_is_none(kind: str) -> None:
     exif = Image.Exif()

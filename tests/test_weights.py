@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import os
 import re
 import socket
 import threading
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from maskcls import weights
-from maskcls.checkpoints import save_checkpoint
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.errors import CheckpointError, ConfigError, WeightsError
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
@@ -289,6 +290,15 @@ def test_start_from_a_plain_state_dict(tmp_path: Path, imagenet: bytes) -> None:
     model = create_model("resnet18", 1000, SIZE)
     assert apply_start(model, file, "age") == []
     assert apply_start(model, file, "age", keep_classifier=False) == ["fc.bias", "fc.weight"]
+
+
+def test_a_damaged_start_gives_way_to_the_save_before_it(tmp_path: Path) -> None:
+    file = tmp_path / "best.pt"
+    checkpoint(file)
+    save_checkpoint(read_checkpoint(file), file)
+    os.truncate(file, 1000)
+    with pytest.warns(UserWarning, match=r"best\.pt: damaged .*taking .*best\.prev\.pt"):
+        assert model_of(file) == "resnet18"
 
 
 def test_start_from_one_of_our_checkpoints(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ python cli/doctor.py
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -27,8 +28,12 @@ PACKAGES = (
     "pyarrow",
     "optuna",
 )
+TRAINING = "training and exporting: pip install 'maskcls[train]'"
 NEEDED_FOR = {
-    "torch": "training and exporting: pip install 'maskcls[train]'",
+    "torch": TRAINING,
+    "torchvision": TRAINING,
+    "pytorch-ignite": TRAINING,
+    "efficientnet_pytorch": TRAINING,
     "onnx": "labelling with ONNX files: pip install 'maskcls[runtime]'",
     "simplejpeg": "decoding JPEGs faster: pip install simplejpeg",
     "pyarrow": "Parquet: pip install 'maskcls[parquet]'",
@@ -57,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for package in PACKAGES:
         found = _version(package)
         hint = NEEDED_FOR.get(package, "")
+        if _version("onnxruntime-gpu"):  # or the one for CPUs would take its place
+            hint = hint.replace("maskcls[runtime]", "maskcls[runtime-gpu]")
         if found or hint:
             print(f"  {package:22}{found or f'not installed; needed for {hint}'}")
     if _version("onnxruntime") and _version("onnxruntime-gpu"):
@@ -94,32 +101,42 @@ def _decoders() -> list[str]:
 
 def _providers() -> bool:
     """Prints a line each; whether one works."""
-    from maskcls.errors import MissingExtraError
     from maskcls.runtime.session import PROVIDERS, why_not
 
-    try:
-        reasons = {provider: why_not(provider) for provider in PROVIDERS}
-    except MissingExtraError as error:
-        print(f"  none: {error}")
+    if reason := _why_no_import("onnxruntime", "onnx"):
+        print(f"  none: {reason}")
         return False
-    for provider, reason in reasons.items():
+    for provider in PROVIDERS:
+        reason = why_not(provider)
         print(f"  {provider:10}{reason and f'no: {reason}' or 'works'}")
     return True
 
 
 def _torch() -> bool:
-    """Prints a line each; whether PyTorch is there."""
-    try:
-        import torch
-    except ImportError:
-        print("  none: PyTorch is not installed")
+    """Prints a line each; whether checkpoints can label."""
+    if reason := _why_no_import("torch", "torchvision", "efficientnet_pytorch"):
+        print(f"  none: {reason}")
         return False
+    import torch
+
     print(f"  cpu       works, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         print(f"  cuda      no: torch {torch.__version__} finds no CUDA device")
     for index in range(torch.cuda.device_count()):
         print(f"  cuda:{index}    {torch.cuda.get_device_name(index)}")
     return True
+
+
+def _why_no_import(*modules: str) -> str:
+    """Empty where all of them can be imported."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            return f"{name} is not installed" if error.name == name else f"{name}: {error}"
+        except Exception as error:  # such as a library of CUDA that is missing
+            return f"{name} cannot be imported: {' '.join(str(error).split())[:300]}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -116,9 +116,9 @@ def read_all_profiles(data_dirs: Sequence[Path]) -> list[Profile]:
 def require_distinct(data_dirs: Sequence[Path]) -> None:
     """
     Raises:
-        DataError: one of them is given twice.
+        DataError: one of them is given twice, or is not there.
     """
-    resolved = [data_dir.resolve() for data_dir in data_dirs]
+    resolved = [locate(data_dir)[0].resolve() for data_dir in data_dirs]
     twice = {str(folder) for folder in resolved if resolved.count(folder) > 1}
     if twice:
         raise DataError(f"data folder given twice: {', '.join(sorted(twice))}")
@@ -136,8 +136,9 @@ def locate(data_dir: Path) -> tuple[Path, Path]:
     images = data_dir / "images"
     if images.is_dir():
         return images, data_dir / "train.csv"
-    if data_dir.name == "images":  # what the original's SM_CHANNEL_TRAIN points to
-        return data_dir, data_dir.parent / "train.csv"
+    if data_dir.absolute().name == "images":  # what the original's SM_CHANNEL_TRAIN points to
+        above = data_dir.parent if data_dir.name == "images" else data_dir / ".."
+        return data_dir, above / "train.csv"
     return data_dir, data_dir / "train.csv"
 
 

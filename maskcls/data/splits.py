@@ -118,9 +118,12 @@ def changed_people(
 
 
 def _content(parts: Sequence[Profile], digests: Mapping[str, str]) -> str:
-    """What names a person's pictures and their masks."""
+    """What names a person's pictures and their masks, and gender and age of each where the folders
+    of that name differ in them."""
+    facts = {(part.gender, part.age) for part in parts}
     pictures = sorted(
         f"{digests[str(picture.path)]} {int(picture.mask)}"
+        + (f" {int(part.gender)} {part.age}" if len(facts) > 1 else "")
         for part in parts
         for picture in part.pictures
     )

@@ -122,7 +122,7 @@ def reliability_chart(title: str, bins: Sequence[Bin]) -> str:
 
 def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about `most` of them."""
-    if high <= low:
+    if high - low < 1e-9 * max(1.0, abs(low), abs(high)):  # steps are told to 12 digits
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))

@@ -87,6 +87,11 @@ def _head(audit: Audit, pictures: bool, made: datetime) -> Iterator[str]:
             "maskcls-data audit with --no-pictures makes one without pictures.",
             "warning",
         )
+    else:
+        yield paragraph(
+            "Privacy: this file holds the names of people's folders, which may say who they are.",
+            "warning",
+        )
     yield paragraph(
         "Each network that answered had not seen the person. A label is contradicted where the "
         "answer is another class, and as sure as it usually is for those who are labelled so. "

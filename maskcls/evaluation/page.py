@@ -38,7 +38,8 @@ td.n, th.n { text-align: right; white-space: nowrap; }
 td.bar { background: linear-gradient(90deg, #b9d7ea var(--v), transparent var(--v)) no-repeat; }
 tr.few > * { color: #595959; font-style: italic; }
 table.confusion td { text-align: right; min-width: 38px; padding: 3px 6px; }
-table.confusion td.right { outline: 2px solid #222; outline-offset: -2px; }
+table.confusion td.right { outline: 2px solid #222; outline-offset: -2px;
+  box-shadow: inset 0 0 0 3px #fff; }
 table.config td { white-space: normal; overflow-wrap: anywhere; }
 .charts { display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }

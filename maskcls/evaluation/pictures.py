@@ -49,7 +49,7 @@ def confusion_figure(matrix: np.ndarray, class_names: Sequence[str], title: str)
             ha="center",
             va="center",
             fontsize=8,
-            color="white" if shares[row, column] > 0.5 else "black",
+            color="white" if shares[row, column] > 0.72 else "black",
         )
     return figure
 

@@ -220,6 +220,11 @@ def _head(report: Report) -> Iterator[str]:
             "maskcls-evaluate with --no-pictures makes one without pictures.",
             "warning",
         )
+    elif report.mistakes:
+        yield paragraph(
+            "Privacy: this file holds the names of people's folders, which may say who they are.",
+            "warning",
+        )
     for note in report.notes:
         yield paragraph(note)
     yield "</header>"
@@ -249,11 +254,19 @@ def _scores(report: Report) -> Iterator[str]:
         yield paragraph(
             f"The range is the {LEVEL:.0%} interval. The score is computed {DRAWS} times, each "
             "time for as many people as there are, drawn from these, some twice and some not at "
-            f"all; {LEVEL:.0%} of the results lie in it. Other people of this kind would give a "
-            "score in such a range, so a difference that is much smaller says little. A class that "
-            "nobody drawn has is left out of that result, or counts as 0 where somebody drawn is "
-            "taken for it: with few people of a class the range is rough."
+            f"all; {LEVEL:.0%} of the results lie in it. It tells about how far off the score of "
+            "all people of this kind may be, so a difference that is much smaller says little; the "
+            "score of as many others varies more, by about 1.4 times. A class that nobody drawn "
+            "has is left out of that result, or counts as 0 where somebody drawn is taken for it: "
+            "with few people of a class the range is rough, and mostly too narrow."
         )
+        if scores.accuracy == 1:
+            count = len(set(answers.people))
+            yield paragraph(
+                f"No mistake leaves no range. Of {count} people without one it can be said that "
+                f"not more than {1 - (1 - LEVEL) ** (1 / count):.0%} of others of their kind are "
+                "likely to have one."
+            )
     else:
         yield paragraph(
             "Without intervals: the file does not say who is on which picture, and pictures of one "
@@ -330,9 +343,9 @@ def _confusion(
         cells = []
         for column, count in enumerate(counts):
             part = float(shares[label, column])
-            # White to the blue of matplotlib's "Blues"; its text turns white in the middle.
+            # White to the blue of matplotlib's "Blues"; its text turns white behind the middle.
             colour = [round(255 + part * (end - 255)) for end in (8, 48, 107)]
-            ink = "#fff" if part > 0.45 else "#222"
+            ink = "#fff" if part > 0.64 else "#000"  # a contrast of 4.5 at least
             style = f"background:rgb({colour[0]},{colour[1]},{colour[2]});color:{ink}"
             kind = ' class="right"' if column == label else ""
             cells.append(f'<td{kind} style="{style}">{count or ""}</td>')

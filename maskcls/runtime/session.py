@@ -209,11 +209,14 @@ def import_onnxruntime() -> Any:
 
     Raises:
         MissingExtraError: it is not installed.
+        ProviderError: it is, and cannot be imported.
     """
     try:
         import onnxruntime
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError("onnxruntime", "runtime", "labelling with ONNX files") from None
+    except ImportError as error:  # such as a library of the system that is missing
+        raise ProviderError(f"onnxruntime cannot be imported: {error}") from None
     return onnxruntime
 
 

@@ -143,10 +143,10 @@ class _Search:
         attempts = self._attempts()
         for number, trial in attempts.items():
             if _is_broken_off(trial):
-                whole = trial.params.keys() == self.distributions.keys()
-                self.study.enqueue_trial(
-                    trial.params if whole else {}, user_attrs={_NUMBER: number}
-                )
+                # Those that it was to have, too, where it was killed while they were noted.
+                values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                whole = values.keys() == self.distributions.keys()
+                self.study.enqueue_trial(values if whole else {}, user_attrs={_NUMBER: number})
         if attempts:
             return
         own = {key: getattr(self.folder.config, key) for key in self.folder.space}

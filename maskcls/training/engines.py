@@ -82,8 +82,11 @@ def resolve_device(name: str, option: str = "--device") -> torch.device:
         ) from None
     if device.type not in ("cpu", "cuda"):
         raise TrainingError(f"{option} {name!r}: only cpu and cuda are supported")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and not found:
         raise TrainingError(f"{option} {name}: torch {torch.__version__} finds no CUDA device here")
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise TrainingError(f"{option} {name}: there are cuda:0 to cuda:{found - 1} here")
     return device
 
 
@@ -232,6 +235,10 @@ def create_evaluator(
 ) -> Engine:
     """An engine that answers {"logits": (B, C), "target": (B,), "indices": (B,)} for a batch: of
     all its pictures, also where this process computes but a `share` of them.
+
+    Raises (from the step):
+        TrainingError: an answer is NaN or infinite. Its argmax is a class like any other, which
+            would be scored.
     """
     own = share or Share()
 
@@ -245,6 +252,11 @@ def create_evaluator(
             logits = predict_logits(model, images, tta)
         [sizes] = own.sizes(len(target))
         logits = gather(logits, sizes)
+        if not torch.isfinite(logits).all():
+            raise TrainingError(
+                "the network answers some pictures with NaN or infinity; a lower --lr or "
+                "--clip-norm 1 may help. The checkpoints from before it are kept"
+            )
         return {"logits": logits, "target": target.to(device), "indices": indices}
 
     return Engine(step)

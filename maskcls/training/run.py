@@ -7,10 +7,11 @@ MODEL_DIR/<task>/<name>/  config.yaml  split.csv  last.pt  best.pt  metrics.csv 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -158,7 +159,7 @@ def train(
     if start is not None:
         # ImageNet has none of these people in it.
         session.seen = frozenset() if config.weights == "imagenet" else seen_by(start)
-        _tell_seen(start, session.seen, data.people, config.fold is not None, say)
+        _tell_seen(start, session.seen, data, config.fold is not None, say)
         keep = config.model != "efficientnet_b3_init"
         fresh = apply_start(session.model, start, config.task, keep_classifier=keep)
         note = f"; new classifier ({', '.join(fresh)})" if fresh else ""
@@ -236,7 +237,8 @@ def resume(
         if not complete and is_first():  # files are its affair, and nothing is left to compute
             try:
                 data = _load_same_data(folder, wanted, manifest, say)
-                _Session(wanted, data, device, say).finish(wanted, folder)
+                weights = content.get("class_weights")
+                _Session(wanted, data, device, say, weights).finish(wanted, folder)
             except DataError as error:
                 if moved:
                     raise
@@ -245,7 +247,13 @@ def resume(
         return _result(content, folder, 0)
     with idist.one_rank_first(local=True):
         data = _load_same_data(folder, wanted, manifest, say)
-    session = _Session(wanted, data, device, say)
+    session = _Session(wanted, data, device, say, content.get("class_weights"))
+    if content.get("pictures", pictures := _pictures_digest(data)) != pictures:
+        raise CheckpointError(
+            f"{folder}: its pictures come in another order than when it began, so that some would "
+            "be trained on twice in an epoch; give the data folders in the same order, with the "
+            "same names in them, or start a new run without --resume"
+        )
     session.seen = frozenset(content["seen"].tolist() if "seen" in content else [OTHERS])
     inside = f" and {steps} steps of the next" if steps else ""
     say(f"resuming {folder} after epoch {epoch}{inside}")
@@ -298,7 +306,13 @@ class _Session:
         data: _Data,
         device: torch.device,
         say: Callable[[str], None],
+        weights: Tensor | None = None,
     ) -> None:
+        """`weights`: those of the classes that a resumed run began with.
+
+        Raises:
+            ConfigError, CheckpointError: the option's weights cannot be had, or are others.
+        """
         self.seen: frozenset[int] = frozenset()  # by the network that this one starts from
         self.task = get_task(config.task)
         self.data = data
@@ -321,7 +335,11 @@ class _Session:
         self.counts = torch.bincount(
             labels[torch.tensor(data.train.indices)], minlength=self.task.num_classes
         )
-        self.class_weights = class_weights(config.class_weights, self.counts)
+        self.class_weights = (
+            class_weights(config.class_weights, self.counts)
+            if weights is None
+            else _same_weights(weights, config.class_weights, self.counts)
+        )
 
     def run(
         self,
@@ -451,6 +469,12 @@ class _Session:
             known = known.where(known > 0, 1.0)
         attach_metrics(evaluator, self.task, criterion(known))
         manifest = self._manifest(config)
+        constant = {
+            "seen": torch.tensor(sorted(self.seen | _fingerprints(data)), dtype=torch.int64),
+            "pictures": _pictures_digest(data),
+        }
+        if self.class_weights is not None:
+            constant["class_weights"] = self.class_weights
         calibration = (
             ValidationCalibration(config.calibration, self.counts.numpy(), data.dataset.people)
             if config.calibration != "none"
@@ -479,7 +503,7 @@ class _Session:
                     metrics=metrics,
                     calibration=calibration.found if calibration is not None else None,
                 ).to_json(),
-                "seen": torch.tensor(sorted(self.seen | _fingerprints(data)), dtype=torch.int64),
+                **constant,
             },
             interruption=interruption,
             epoch_ended=epoch_ended,
@@ -603,6 +627,22 @@ def class_weights(option: str, counts: Tensor) -> Tensor | None:
     return torch.tensor(values, dtype=torch.float32)
 
 
+def _same_weights(before: Tensor, option: str, counts: Tensor) -> Tensor:
+    """What a run began with. Its file may be gone.
+
+    Raises:
+        CheckpointError: the option gives other ones now.
+    """
+    with suppress(ConfigError):
+        now = class_weights(option, counts)
+        if now is None or not torch.equal(now, before):
+            raise CheckpointError(
+                f"class_weights {option}: the run began with {before.tolist()}; put them back, or "
+                "start a new run without --resume"
+            )
+    return before
+
+
 def _load_data(config: TrainConfig, say: Callable[[str], None]) -> _Data:
     task = get_task(config.task)
     fixes = tuple(read_fixes(Path(config.fixes))) if config.fixes else ()
@@ -647,6 +687,13 @@ def _fingerprints(data: _Data) -> frozenset[int]:
     return frozenset(people | {fingerprint(data.dataset.digests[path]) for path in paths})
 
 
+def _pictures_digest(data: _Data) -> str:
+    """Of the training pictures in their order, which batches go by."""
+    paths = [str(data.dataset.paths[index]) for index in data.train.indices]
+    order = "\n".join(data.dataset.digests[path] for path in paths)
+    return hashlib.sha256(order.encode()).hexdigest()
+
+
 def _restore(states: Mapping[str, Any], content: Mapping[str, Any], folder: Path) -> None:
     missing = [name for name in states if name not in content]
     if missing:
@@ -672,9 +719,10 @@ def _no_state(folder: Path, missing: Sequence[str]) -> CheckpointError:
 
 
 def _tell_seen(
-    start: Path, seen: frozenset[int], people: Split, is_fold: bool, say: Callable[[str], None]
+    start: Path, seen: frozenset[int], data: _Data, is_fold: bool, say: Callable[[str], None]
 ) -> None:
-    """Warns of a start that has seen people who validate here, or does not say whom it has seen.
+    """Warns of a start that has seen people who validate here, be it in a folder of another name,
+    or does not say whom it has seen.
 
     Raises:
         WeightsError: of a fold, whose score is to be out of fold.
@@ -684,12 +732,21 @@ def _tell_seen(
             f"warning: {start}: does not say whom all it, or what it started from, was trained on. "
             "If people who validate here are among them, the score will flatter"
         )
-    known = sorted(person for person in people.val if fingerprint(person) in seen)
+    own = {person for person in data.people.val if fingerprint(person) in seen}
+    pictures = data.dataset
+    known = sorted(
+        own
+        | {
+            pictures.people[index]
+            for index in data.val.indices
+            if fingerprint(pictures.digests[str(pictures.paths[index])]) in seen
+        }
+    )
     if not known:
         return
     found = (
-        f"{start}: was trained on {len(known)} of the {len(people.val)} people who validate here, "
-        f"first: {known[0]}"
+        f"{start}: was trained on {len(known)} of the {len(data.people.val)} people who validate "
+        f"here, first: {known[0]}"
     )
     if is_fold:
         raise WeightsError(

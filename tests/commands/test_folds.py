@@ -136,6 +136,15 @@ def test_a_start_that_has_seen_who_validates_is_refused(
     assert f"{start}: was trained on 5 of the 5 people who validate here, first: " in line
     assert not (tmp_path / "models" / "age").exists()  # nothing is left behind
     assert train.main([*argv, "--fold", "1"]) == 0
+    # The same pictures in a folder of another name.
+    person = min(people_of(read_split(groups[0] / "fold1" / "split.csv"), "val"))
+    picture = min((data / "images" / person).iterdir())
+    other = tmp_path / "other.pt"
+    shutil.copy(start, other)
+    add_seen(other, content_digest(picture.read_bytes()))
+    argv[-1] = str(other)
+    line = fails(train.main, [*argv, "--fold", "1"], capsys)
+    assert f"{other}: was trained on 1 of the 4 people who validate here, first: {person}" in line
 
 
 def test_a_finished_group_says_so(groups: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

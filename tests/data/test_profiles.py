@@ -189,11 +189,24 @@ def test_what_stops_reading(data_dir: DataDir) -> None:
         read_profiles(root)
 
 
+def test_the_table_beside_the_folder_that_one_stands_in(
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = data_dir(2)
+    text = (root / "train.csv").read_text("utf-8")
+    age = read_profiles(root)[0].age
+    (root / "train.csv").write_text(text.replace(f",{age},", ",77,", 1), "utf-8")
+    monkeypatch.chdir(root / "images")
+    assert [one.age for one in read_profiles(Path("."))][0] == 77
+
+
 def test_several_data_folders(data_dir: DataDir) -> None:
     first, second = data_dir(2, name="a"), data_dir(3, name="b", first=10)
     assert len(read_all_profiles([first, second])) == 5
     with pytest.raises(DataError, match="given twice"):
         read_all_profiles([first, second, second / ".." / "a"])
+    with pytest.raises(DataError, match="given twice"):
+        read_all_profiles([first, first / "images"])
     with pytest.raises(DataError, match="no data folder"):
         read_all_profiles([])
 

@@ -153,6 +153,19 @@ def test_the_hash_notices_what_changes_a_training() -> None:
     assert len({digest(), *changed}) == 1 + len(changed)
 
 
+def test_the_hash_sees_all_labels_of_a_person_in_two_folders() -> None:
+    first = CROWD[0]
+    split = split_people(CROWD)
+
+    def table(age: int) -> str:
+        other = replace(first, folder=Path("more", first.folder.name), age=age)
+        return split_table([*CROWD, other], split, DIGESTS)
+
+    tables = [table(age) for age in (first.age, first.age + 1, first.age + 50)]
+    assert len({split_hash(one) for one in tables}) == 3
+    assert len({one.splitlines()[1].split(",")[2] for one in tables}) == 1
+
+
 def test_the_hash_passes_over_order_and_place() -> None:
     split = split_people(CROWD)
     elsewhere = [

@@ -343,7 +343,8 @@ def test_the_page_without_pictures_or_with_one_that_is_broken(audit: Audit, tmp_
     write_gallery(audit, shown, tmp_path / "audit.html", pictures=False)
     page = Page((tmp_path / "audit.html").read_text("utf-8"))
     assert not page.named("img")
-    assert "Privacy" not in page.text
+    assert "holds pictures of people" not in page.text
+    assert "Privacy: this file holds the names of people's folders" in page.text
     assert shown["gender"][0].target in page.text
     path, _ = shown["gender"][0].pictures[0]
     path.write_bytes(b"no picture")

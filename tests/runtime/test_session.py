@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,14 @@ from maskcls.manifest import ONNX_KEY, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime import Classifier, open_onnx
 from maskcls.runtime import session as sessions
-from maskcls.runtime.session import open_session, read_onnx, run_session, why_not, write_seen
+from maskcls.runtime.session import (
+    import_onnxruntime,
+    open_session,
+    read_onnx,
+    run_session,
+    why_not,
+    write_seen,
+)
 
 # What is said where CUDA cannot be had; tests/onnx/test_benchmarks.py has the other side.
 without_cuda = pytest.mark.skipif(not why_not("cuda"), reason="needs a machine without CUDA")
@@ -318,7 +327,7 @@ def test_a_missing_package_names_the_extra(
 
     def refuse(name: str, *args: Any, **options: Any) -> Any:
         if name == package:
-            raise ImportError(name)
+            raise ModuleNotFoundError(name)
         return plain(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
@@ -335,6 +344,48 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {provider:10}{why_not(provider) and 'no: ' or 'works'}" in out
     assert "JPEG by" in out
     assert "are one module" not in out
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "said"),
+    [
+        (("onnx",), ModuleNotFoundError("No module named 'onnx'", name="onnx"), "onnx is not"),
+        (("torch",), OSError("libcublas.so.12: cannot open"), "torch cannot be imported: libcu"),
+        (
+            ("onnxruntime", "torchvision"),
+            ImportError("libstdc++.so.6: version"),
+            "onnxruntime cannot be imported: libstdc++",
+        ),
+    ],
+)
+def test_doctor_tells_what_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: tuple[str, ...],
+    error: Exception,
+    said: str,
+) -> None:
+    """1 where neither checkpoints nor ONNX files can label."""
+    real = importlib.import_module
+
+    def load(name: str, *options: Any) -> Any:
+        if name in missing:
+            raise error
+        return real(name, *options)
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    assert doctor.main([]) == (1 if len(missing) > 1 else 0)
+    assert said in capsys.readouterr().out
+
+
+def test_an_onnxruntime_that_is_broken_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgomp.so.1: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(ProviderError, match=r"cannot be imported: libgomp\.so\.1"):
+        import_onnxruntime()
 
 
 def test_doctor_sees_two_packages_of_one_module(

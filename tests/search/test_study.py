@@ -381,6 +381,28 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(
     assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]  # none is left running
 
 
+def test_what_a_trial_was_to_be_survives_a_kill_while_it_is_noted(
+    place: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, of the config as it is."""
+    from optuna.trial import Trial
+
+    assert main([*options, "--study", "whole", "--trials", "1"]) == 0
+    real, noted = Trial._suggest, []
+
+    def suggest(trial: Trial, name: str, distribution: Any) -> Any:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(name)
+        return real(trial, name, distribution)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "_suggest", suggest)
+        assert main([*options, "--study", "study", "--trials", "1"]) == 130
+    assert main(["--study", "study", "--trials", "1"]) == 0
+    assert results(place / "study") == results(place / "whole")
+
+
 def test_steps_are_written_as_they_are_meant(place: Path, options: list[str]) -> None:
     # The sum of 0.2 and 0.1 is 0.30000000000000004.
     (place / "space.yaml").write_text("clip_norm: {low: 0.2, high: 0.4, step: 0.1}\n")

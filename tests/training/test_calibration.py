@@ -22,7 +22,7 @@ from maskcls.evaluation.calibration import balancing_bias
 from maskcls.labels import TASKS
 from maskcls.manifest import Calibration, Manifest
 from maskcls.models import load_model, predict_logits
-from maskcls.training import RunResult, engines, handlers, train
+from maskcls.training import RunResult, handlers, train
 from maskcls.training.calibration import METRICS, calibrate
 from tests.training import small
 
@@ -130,17 +130,6 @@ def test_a_training_learns_the_same_with_and_without(fit: Fit) -> None:
         assert temperature.calibration is not None and both.calibration is not None
         assert set(temperature.calibration.bias) == {0.0}
         assert temperature.calibration.temperature == both.calibration.temperature
-
-
-def test_answers_that_are_no_numbers_do_not_end_the_training(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engines, "predict_logits", lambda *a: predict_logits(*a) * math.nan)
-    result, said = fit(calibration="macro_f1", epochs=2)
-    assert result.epochs == 2
-    assert content_of(result.folder)[0].calibration is None
-    assert [row["temperature"] for row in rows_of(result.folder)] == ["nan", "nan"]
-    assert "mask_gender: no calibration: some of the answers" in said[-1]
 
 
 def test_no_finite_number_no_calibration() -> None:

@@ -79,6 +79,14 @@ def test_cuda_where_there_is_none() -> None:
             resolve_device(name)
 
 
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(TrainingError, match="--device cuda:2: there are cuda:0 to cuda:1 here"):
+        resolve_device("cuda:2")
+
+
 def test_precisions() -> None:
     assert resolve_device("cpu") == CPU
     assert resolve_precision("fp32", CPU) == FP32

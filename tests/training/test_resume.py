@@ -366,6 +366,31 @@ def test_other_data_are_refused(data: Path, part: Path, tmp_path: Path) -> None:
         resume(part, {"data_dir": (str(changed),)}, say=lambda _: None)
 
 
+def test_data_folders_in_another_order_are_refused(data: Path, tmp_path: Path) -> None:
+    """Batches go by places in the list of pictures: some would come twice in the epoch."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder, start in zip(folders, (0, 6), strict=True):
+        for person in sorted((data / "train" / "images").iterdir())[start : start + 6]:
+            shutil.copytree(person, folder / "images" / person.name)
+    run = interrupt(data, tmp_path / "runs", 6, data_dir=tuple(map(str, folders)))
+    with pytest.raises(CheckpointError, match="its pictures come in another order"):
+        resume(run, {"data_dir": tuple(map(str, reversed(folders)))}, say=lambda _: None)
+    moved = [folder.rename(folder.with_name(f"moved-{folder.name}")) for folder in folders]
+    assert resume(run, {"data_dir": tuple(map(str, moved))}, say=lambda _: None).epochs == 3
+
+
+def test_weights_of_classes_are_those_that_the_run_began_with(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.txt"
+    file.write_text("1\n2\n3\n")
+    run = interrupt(data, tmp_path / "runs", 6, class_weights=str(file))
+    file.write_text("1\n2\n4\n")
+    with pytest.raises(CheckpointError, match=r"began with \[1\.0, 2\.0, 3\.0\]; put them back"):
+        resume(run, say=lambda _: None)
+    file.unlink()
+    resume(run, say=lambda _: None)
+    assert read_checkpoint(run / "last.pt")["class_weights"].tolist() == [1, 2, 3]
+
+
 def test_moved_data_and_another_machine_are_accepted(
     data: Path, part: Path, tmp_path: Path, whole: Callable[[str], Path], assert_same_run: Check
 ) -> None:

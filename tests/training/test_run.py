@@ -33,8 +33,8 @@ from maskcls.errors import ConfigError, DataError, TrainingError
 from maskcls.images import decode, read_bytes
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
-from maskcls.models import load_model
-from maskcls.training import RunResult, handlers, increment_path, run, train
+from maskcls.models import load_model, predict_logits
+from maskcls.training import RunResult, engines, handlers, increment_path, run, train
 from maskcls.training.engines import resolve_precision
 from tests.training import small
 
@@ -583,6 +583,34 @@ def test_a_loss_that_explodes_keeps_the_checkpoints(
 def test_a_huge_rate_is_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss is (nan|inf)"):
         fit(data, tmp_path, lr=99.0, optimizer="sgd", clip_norm=0.0, epochs=9, warmup_epochs=0.0)
+
+
+@pytest.mark.usefixtures("plain_figures")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_answers_that_are_no_numbers_are_not_scored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """The argmax of NaN is class 0, whose score may equal the best, which it would replace."""
+    calls = 0
+
+    def predict(model: torch.nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        logits = predict_logits(model, images, tta)
+        if calls > epoch:
+            logits[-1, 0] = value
+        return logits
+
+    epoch = 1  # of one batch of validation pictures
+    monkeypatch.setattr(engines, "predict_logits", predict)
+    with pytest.raises(TrainingError, match="answers some pictures with NaN or infinity; a lower"):
+        fit(data, tmp_path, epochs=3, batch_size=64)
+    assert calls == 2
+    folder = tmp_path / "mask_gender" / "exp"
+    assert len(rows_of(folder / "metrics.csv")) == 1
+    for name in ("best.pt", "last.pt"):
+        content = read_checkpoint(folder / name)
+        assert content["trainer"]["iteration"] == content["trainer"]["epoch_length"]
 
 
 @pytest.mark.usefixtures("plain_figures")

@@ -122,6 +122,8 @@ def odd_pictures(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
         exif[0x0112] = orientation
         for kind in ("JPEG", "PNG", "WEBP"):
             yield f"orientation {orientation}, {kind}", encoded(picture, kind, exif=exif)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    yield "orientation in XMP alone", encoded(picture, "JPEG", xmp=xmp)
     transparent = picture.convert("RGBA")
     transparent.putalpha(Image.linear_gradient("L").resize(picture.size))
     yield "transparent PNG", encoded(transparent, "PNG")
