@@ -66,6 +66,22 @@ def test_the_second_branch_starts_from_the_first(work: Work) -> None:
     assert "age starts from what mask_gender has learnt on the same people" in work.said
 
 
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -1}, {"workers": 0}])
+def test_numbers_that_label_nothing(work: Work, wrong: dict[str, int]) -> None:
+    [name] = wrong
+    with pytest.raises(ConfigError, match=f"{name} .*must be 1 or more"):
+        load(work.folder / "onnx", provider="cpu", **wrong)  # type: ignore[arg-type]
+
+
+def test_one_image_many_times_in_a_list(work: Work) -> None:
+    """Its file is read where it is first looked at, which two threads would do at once."""
+    classifier = load(work.folder / "onnx", provider="cpu", workers=4)
+    for _ in range(20):
+        answers = classifier.predict([Image.open(work.pictures[0])] * 8)
+        assert {answer.error for answer in answers} == {""}
+        assert len({answer.label for answer in answers}) == 1
+
+
 def test_answers_are_those_of_the_command(work: Work, classifier: Classifier) -> None:
     answers = classifier.predict(work.pictures)
     out = work.folder / "output.csv"

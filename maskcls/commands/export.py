@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from maskcls.onnx import export
     from maskcls.onnx.parity import MAX_F1_DROP
 
+    _require_task("--mask-gender", args.mask_gender, "mask_gender")
+    _require_task("--age", args.age, "age")
     result = export(
         find_checkpoints(chosen),
         args.out,
@@ -139,6 +141,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(result.files) > 1:
         print(f"next: maskcls-infer --model {result.files[-1]} --images DIR --out output.csv")
     return 0
+
+
+def _require_task(option: str, run: Path | None, task: str) -> None:
+    """
+    Raises:
+        ConfigError: the run of that option is of another task, or there are several.
+    """
+    if run is None:
+        return
+    from maskcls.checkpoints import read_checkpoint
+    from maskcls.classifier import find_checkpoints
+    from maskcls.manifest import Manifest
+
+    found = [
+        Manifest.from_json(read_checkpoint(path)["manifest"]).task
+        for path in find_checkpoints([run])
+    ]
+    if found != [task]:
+        raise ConfigError(
+            f"{option} {run}: holds {' and '.join(found)}, not one run of {task}; name its run "
+            "folder, or give --model-dir"
+        )
 
 
 if __name__ == "__main__":

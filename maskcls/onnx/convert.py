@@ -7,6 +7,7 @@ import warnings
 
 import onnx
 import torch
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from torch import nn
 
 from maskcls.errors import ExportError
@@ -85,6 +86,11 @@ def check(proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the exporter wrote invalid ONNX: {error}") from error
+    except (EncodeError, ValueError) as error:  # which of them, depends on protobuf
+        raise ExportError(
+            f"an ONNX file holds 2 GB at most ({error}); export a soup, or an ensemble of fewer "
+            "networks"
+        ) from error
     found = {entry.version for entry in proto.opset_import if entry.domain == ""}
     if found != {OPSET}:
         raise ExportError(f"the exporter wrote opset {sorted(found)}, not {OPSET}")

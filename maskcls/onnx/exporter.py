@@ -3,6 +3,7 @@ on real pictures before any of them gets its name."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 
 from maskcls.checkpoints import file_digest, open_checkpoint
 from maskcls.classifier import TorchClassifier
-from maskcls.data.profiles import Profile, read_profiles
+from maskcls.data.profiles import Profile, locate, read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.splits import read_split, split_hash
 from maskcls.errors import (
@@ -28,9 +29,9 @@ from maskcls.errors import (
     unknown,
 )
 from maskcls.evaluation.report import Answers
-from maskcls.files import replacing, write_atomic
+from maskcls.files import remove_left_over, replacing, write_atomic
 from maskcls.images import picture_digest, read_image
-from maskcls.labels import ATTRIBUTES, MULTI, Task
+from maskcls.labels import ATTRIBUTES, MULTI, TASKS, Task
 from maskcls.manifest import ONNX_KEY, PRECISIONS, SEEN_KEY, Manifest, OnnxManifest
 from maskcls.models import restore_model
 from maskcls.onnx.card import CARD_FILE, Compared, Side, model_card
@@ -68,6 +69,7 @@ class _Network:
     manifest: Manifest
     proto: onnx.ModelProto
     sha256: str
+    seen: frozenset[int] | None  # as of `Engine.trained_on`
 
 
 def export(
@@ -101,18 +103,15 @@ def export(
     if precision not in PRECISIONS:
         raise ConfigError(unknown("precision", precision, PRECISIONS))
     networks = []
-    trained_on: frozenset[int] | None = frozenset()
+    out.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     for path in checkpoints:
         content, source = open_checkpoint(path)
         model, manifest = restore_model(content, source)
         say(f"{manifest.task}: {manifest.model} from {source}")
         proto = convert(model, manifest)
-        networks.append(_Network(path, manifest, proto, file_digest(source)))
         seen = content.get("seen")
-        if seen is None or trained_on is None:
-            trained_on = None
-        else:
-            trained_on |= frozenset(seen.tolist())
+        known = None if seen is None else frozenset(seen.tolist())
+        networks.append(_Network(path, manifest, proto, file_digest(source), known))
     tasks = [network.manifest.task for network in networks]
     if len(set(tasks)) < len(tasks):
         raise CheckpointError(f"two networks for one task: {', '.join(tasks)}")
@@ -124,9 +123,14 @@ def export(
             f"networks of {' and '.join(tasks)} do not answer {', '.join(ATTRIBUTES)} once each; "
             "give one of each branch, or a single network"
         )
+    if input_size is not None and not complete:
+        raise ConfigError(
+            f"input_size {input_size}: is of {FUSED_FILE}, which needs networks of "
+            f"{', '.join(ATTRIBUTES)}; {tasks[0]}.onnx takes what its network takes"
+        )
     listed, people, side = _listed(networks, pictures, max_pictures, say)
     say(f"comparing with PyTorch on {len(listed)} pictures")
-    loaded = load_pictures(listed, input_size, say)
+    loaded = load_pictures(listed, say)
     if not loaded.images:
         raise DataError(f"none of {len(listed)} pictures to compare on can be read")
     reference = TorchClassifier(checkpoints, torch.device("cpu"), complete=complete)
@@ -148,6 +152,7 @@ def export(
             sessions.get(FUSED_FILE),
             loaded,
             precision=precision,
+            input_size=input_size,
             max_f1_drop=max_f1_drop,
         )
         if (drop := parity.f1_pytorch - parity.f1_onnx) <= max_f1_drop:
@@ -163,7 +168,7 @@ def export(
     stale += [out / name for name in names if parity.failures or name not in files]
     for file in stale:
         file.unlink(missing_ok=True)
-    for name in names:
+    for name in (*(f"{task}.onnx" for task in TASKS), FUSED_FILE):
         if parity.failures or not triton or name != served:
             remove_model(out, name)
     if parity.failures:
@@ -172,19 +177,24 @@ def export(
             f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
             f"but {out / PARITY_FILE}"
         )
-    for name, (proto, described) in files.items():
-        described = dataclasses.replace(described, parity=verdict)
-        entries = {ONNX_KEY: described.to_json()}
-        if (seen_text := write_seen(trained_on)) is not None:
-            entries[SEEN_KEY] = seen_text
-        onnx.helper.set_model_props(proto, entries)
-        with replacing(out / name) as temporary:
-            onnx.save(proto, temporary)
+    seen_by_all = _seen(networks)
+    trained_on = {f"{network.manifest.task}.onnx": network.seen for network in networks}
+    with contextlib.ExitStack() as stack:
+        for name in files:
+            remove_left_over(out / name)
+        for name, (proto, described) in files.items():
+            described = dataclasses.replace(described, parity=verdict)
+            entries = {ONNX_KEY: described.to_json()}
+            if (seen_text := write_seen(trained_on.get(name, seen_by_all))) is not None:
+                entries[SEEN_KEY] = seen_text
+            onnx.helper.set_model_props(proto, entries)
+            onnx.save(proto, stack.enter_context(replacing(out / name)))
+        for name in files:  # a kill among the renames leaves none of another export beside these
+            (out / name).unlink(missing_ok=True)
     task = MULTI if complete else networks[0].manifest.get_task()
     answers = _answers(loaded, people, parity.labels, task)
-    known = trained_on or frozenset()
-    copies = sum(fingerprint(picture_digest(path)) in known for path in loaded.paths)
-    compared = Compared(answers, side, trained_on, copies)
+    copies = sum(fingerprint(picture_digest(path)) in (seen_by_all or ()) for path in loaded.paths)
+    compared = Compared(answers, side, seen_by_all, copies)
     card = model_card(described, [_split(network) for network in networks], compared)
     write_atomic(out / CARD_FILE, card.encode("utf-8", errors="backslashreplace"))
     written = tuple(out / name for name in files)
@@ -268,8 +278,11 @@ def _listed(
         try:
             people = read_profiles(folder)
             listed = labelled_pictures(people)
-        except DataError:  # no data folder: any pictures will do
+        except DataError as error:
+            if folder.is_dir() and locate(folder)[1].is_file():  # it is to have labels
+                raise
             listed = [(source.path, None) for source in list_pictures(folder)]
+            say(f"the pictures of {folder} have no labels: {error}")
     order = np.random.default_rng(0).permutation(len(listed))[:most]
     return [listed[index] for index in order], people, side
 
@@ -293,6 +306,12 @@ def _answers(
         people=[person.person for person in shown],
         races=[person.race for person in shown],
     )
+
+
+def _seen(networks: Sequence[_Network]) -> frozenset[int] | None:
+    """Whom one of them was trained on; None where one does not say."""
+    known = [network.seen for network in networks]
+    return None if None in known else frozenset().union(*(seen for seen in known if seen))
 
 
 def _split(network: _Network) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +14,7 @@ from typing import Self, overload
 import numpy as np
 from PIL import Image
 
-from maskcls.errors import PictureError
+from maskcls.errors import ConfigError, PictureError
 from maskcls.images import read_bytes, to_upright
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.runtime.engines import Engine, open_onnx
@@ -56,6 +58,7 @@ class Classifier:
     Raises:
         CheckpointError: a file that is not ours, or not whole.
         ProviderError: the provider cannot be had; says why.
+        ConfigError: a batch or workers below 1.
     """
 
     def __init__(
@@ -66,6 +69,9 @@ class Classifier:
         batch_size: int = 16,
         workers: int = 2,
     ) -> None:
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if value < 1:
+                raise ConfigError(f"{name} {value}: must be 1 or more")
         if isinstance(model, str | Path):
             model = [model]
         if isinstance(model, Sequence):
@@ -117,6 +123,12 @@ class Classifier:
                 raise PictureError(decoded.error)
             return _answers(engine, [decoded])[0]
         named = [(picture, f"pictures[{index}]") for index, picture in enumerate(pictures)]
+        images = [picture for picture, _ in named if isinstance(picture, Image.Image)]
+        count = Counter(map(id, images))
+        for image in images:
+            if count[id(image)] > 1:  # two threads would read its file at once
+                with suppress(Exception):  # said when it is decoded
+                    image.load()
         batches = ahead(lambda item: _decode(*item, engine), named, self._batch_size, self._workers)
         return [answer for batch in batches for answer in _answers(engine, batch)]
 

@@ -26,6 +26,8 @@ from maskcls.runtime.session import (
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """Microseconds of computing in a period of microseconds, as Linux limits a container."""
+CPU_QUOTA = tuple(Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+"""The same two, where control groups are of version 1; a quota of -1 is none."""
 
 
 class Engine(Protocol):
@@ -81,7 +83,7 @@ class FusedEngine:
         )
         self.models = (ModelFile("fused", str(path), file.sha256),)
         self.trained_on = file.trained_on
-        self._session = _open(file, provider, threads_per_lane(lanes, cores))
+        self._session = _open(file, provider, session_threads(lanes, cores))
         self.provider: str = self._session.get_providers()[0]
         self.lanes = lanes
 
@@ -128,7 +130,7 @@ class NetworksEngine:
         )
         seen = [file.trained_on for file in files]
         self.trained_on = None if None in seen else frozenset().union(*(s for s in seen if s))
-        threads = threads_per_lane(lanes, cores)
+        threads = session_threads(lanes, cores)
         self._sessions = [_open(file, provider, threads) for file in files]
         if len({session.get_providers()[0] for session in self._sessions}) > 1:
             # `auto`, where CUDA had room for some of them: all compute on what `provider` says.
@@ -188,16 +190,20 @@ def usable_cores() -> int:
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = map(int, CPU_MAX.read_text().split())
-    except (OSError, ValueError):  # no control group, or "max"
-        return cores
-    return max(1, min(cores, -(-quota // period)))
+    for files in ((CPU_MAX,), CPU_QUOTA):
+        try:
+            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+        except (OSError, ValueError):  # no control group, or "max"
+            continue
+        if quota > 0:
+            cores = max(1, min(cores, -(-quota // period)))
+    return cores
 
 
-def threads_per_lane(lanes: int, cores: int | None = None) -> int | None:
-    """Of one operator; None leaves it to onnxruntime, which takes the machine's cores, also those
-    that this process may not use."""
+def session_threads(lanes: int, cores: int | None = None) -> int | None:
+    """Of a session that so many lanes share: each of their threads computes, too, beside one less
+    of the session's own, which makes as many as there are cores. None leaves it to onnxruntime,
+    which takes the machine's cores, also those that this process may not use."""
     if lanes == 1 and cores is None and usable_cores() == os.cpu_count():
         return None
-    return max(1, (cores or usable_cores()) // lanes)
+    return max(1, (cores or usable_cores()) - lanes + 1)

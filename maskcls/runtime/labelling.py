@@ -9,7 +9,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -274,19 +274,20 @@ def answered_batches(
     workers: int,
     known: frozenset[int] | None = None,
 ) -> Iterator[tuple[list[Decoded], np.ndarray]]:
-    """Batches in order, each with the probabilities (N, 18) of its N pictures without an error.
+    """Batches in order, without their pixels, each with the probabilities (N, 18) of its N pictures
+    without an error.
 
     An engine with several lanes is given so many batches at once, each decoded by the thread that
     waits for its answers; one with a single lane, batches that `workers` threads have decoded.
     """
     if engine.lanes == 1:
         for batch in decoded_batches(engine.specs, sources, batch_size, workers, known):
-            yield batch, _predict_good(engine, batch)
+            yield _answered(engine, batch)
         return
 
     def work(part: Sequence[Source]) -> tuple[list[Decoded], np.ndarray]:
         batch = [load(source, engine.specs, known) for source in part]
-        return batch, _predict_good(engine, batch)
+        return _answered(engine, batch)
 
     with ThreadPoolExecutor(engine.lanes) as pool:
         waiting: list[Future[tuple[list[Decoded], np.ndarray]]] = []
@@ -336,9 +337,12 @@ def _content(source: Source) -> bytes:
     return source.content
 
 
-def _predict_good(engine: Engine, batch: Sequence[Decoded]) -> np.ndarray:
+def _answered(engine: Engine, batch: Sequence[Decoded]) -> tuple[list[Decoded], np.ndarray]:
     good = [picture for picture in batch if not picture.error]
-    return predict(engine, good) if good else np.empty((0, MULTI.num_classes), dtype=np.float32)
+    empty = np.empty((0, MULTI.num_classes), dtype=np.float32)
+    answers = predict(engine, good) if good else empty
+    # Answered batches wait for their turn, and pictures of any size are large.
+    return [replace(picture, pixels=()) for picture in batch], answers
 
 
 def decode_for(

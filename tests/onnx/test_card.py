@@ -183,6 +183,8 @@ def test_what_an_earlier_export_fused_does_not_pass_for_this_one(
     export(runs[1:], out, triton=True, say=quiet)
     assert not (out / "maskcls.onnx").exists() and not served.parents[1].exists()
     assert [path.parts[-3] for path in out.glob("model_repository/*/*/*")] == ["age"]
+    export(runs[:1], out, triton=True, say=quiet)
+    assert [path.parts[-3] for path in out.glob("model_repository/*/*/*")] == ["mask_gender"]
     export(runs[1:], out, say=quiet)
     assert not (out / "model_repository").exists()
     assert (out / "age.onnx").is_file() and (out / "mask_gender.onnx").is_file()

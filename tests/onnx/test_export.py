@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,16 +22,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from torch import nn
 
-from maskcls.checkpoints import file_digest
+from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import export as command
 from maskcls.commands import infer
 from maskcls.config import MODEL_NAMES
-from maskcls.errors import CheckpointError, DataError, ExportError, ProviderError
+from maskcls.errors import CheckpointError, ConfigError, DataError, ExportError, ProviderError
 from maskcls.images import read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import ONNX_KEY, Calibration, Manifest, OnnxManifest
@@ -244,6 +246,58 @@ def test_a_fixed_input_size(runs: list[Path], tmp_path: Path) -> None:
         assert all(a.label is not None for a in classifier.predict(pictures(SIZES)))
 
 
+def test_what_a_small_input_size_costs_is_measured_on_the_pictures(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    """PyTorch sees them as they are, as it did when it was scored."""
+    out = tmp_path / "onnx"
+    whole = export(runs, out, say=quiet).parity
+    small = export(runs, out, input_size=(32, 32), max_f1_drop=1.0, say=quiet).parity
+    assert small.f1_pytorch == whole.f1_pytorch
+    assert small.label_flips > whole.label_flips == 0
+    assert small.networks == whole.networks
+    with pytest.raises(ExportError, match="macro F1 falls"):
+        most = small.f1_pytorch - small.f1_onnx - 0.001
+        export(runs, out, input_size=(32, 32), max_f1_drop=most, say=quiet)
+    with pytest.raises(ConfigError, match=r"input_size \(80, 60\): is of maskcls\.onnx"):
+        export(runs[1:], tmp_path / "one", input_size=(80, 60), say=quiet)
+
+
+def test_a_network_of_more_than_two_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(proto: onnx.ModelProto) -> None:
+        raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(onnx.checker, "check_model", fail)
+    with pytest.raises(ExportError, match="holds 2 GB at most"):
+        conversion.check(onnx.ModelProto())
+
+
+def test_a_kill_leaves_no_files_of_two_exports(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "onnx"
+    names = [file.name for file in export(runs, out, say=quiet).files]
+    old = {name: (out / name).read_bytes() for name in names}
+    real = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target).suffix == ".onnx":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(runs, out, precision="fp16", say=quiet)
+    assert not list(out.glob("*.onnx"))
+    (out / ".age.onnx.123.tmp").write_bytes(b"of a kill")
+    export(runs, out, say=quiet)
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+    assert {name: len((out / name).read_bytes()) for name in names} == {
+        name: len(content) for name, content in old.items()
+    }
+
+
 # --- calibration -------------------------------------------------------------------------------
 
 CALIBRATIONS = {
@@ -260,6 +314,36 @@ def calibrated_runs(make_run: MakeRun) -> list[Path]:
         make_run(task, "base", calibration=CALIBRATIONS[task], **values) / "best.pt"
         for task, values in given.items()
     ]
+
+
+def test_each_file_knows_whom_its_own_network_has_seen(
+    calibrated_runs: list[Path], tmp_path: Path
+) -> None:
+    first, second, fused = export(calibrated_runs, tmp_path / "onnx", say=quiet).files
+    seen = [set(read_checkpoint(run)["seen"].tolist()) for run in calibrated_runs]
+    assert seen[0] != seen[1]
+    assert [read_onnx(file).trained_on for file in (first, second)] == seen
+    assert read_onnx(fused).trained_on == seen[0] | seen[1]
+    content = read_checkpoint(calibrated_runs[0])
+    save_checkpoint({key: content[key] for key in content if key != "seen"}, calibrated_runs[0])
+    first, second, fused = export(calibrated_runs, tmp_path / "onnx", say=quiet).files
+    assert [read_onnx(file).trained_on for file in (first, second, fused)] == [None, seen[1], None]
+
+
+def test_labels_that_cannot_be_read_are_not_passed_over(
+    calibrated_runs: list[Path], tmp_path: Path
+) -> None:
+    data = shutil.copytree(tmp_path / "train", tmp_path / "copy")
+    table = data / "train.csv"
+    lines = table.read_text("utf-8").splitlines()
+    lines[1] = lines[1].replace(lines[1].split(",")[3], "abc", 1)
+    table.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(DataError, match="line 2"):
+        export(calibrated_runs, tmp_path / "onnx", pictures=data, say=quiet)
+    said: list[str] = []
+    person = data / "images" / lines[2].split(",")[4]
+    export(calibrated_runs, tmp_path / "onnx", pictures=person, say=said.append)
+    assert any("have no labels: " in line for line in said)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -789,3 +873,24 @@ def test_classifier_takes_files_and_arrays(exported: Exported) -> None:
         arrays = classifier.predict([np.asarray(read_image(path)) for path in paths])
         assert answers == arrays
         assert len({answer.label for answer in arrays}) > 1
+
+
+def test_an_option_takes_a_run_of_its_own_task(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs[0].parents[2]
+    for run, holds in ((runs[0].parent, "mask_gender"), (folder, "mask_gender and age")):
+        assert command.main(["--age", str(run), "--out", str(tmp_path / "onnx")]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"--age {run}: holds {holds}, not one run of age" in line
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_before_the_work(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "onnx").touch()
+    said: list[str] = []
+    with pytest.raises(OSError):
+        export(runs, tmp_path / "onnx", say=said.append)
+    assert said == []

@@ -65,11 +65,11 @@ def test_no_more_pictures_than_the_memory_holds(
         Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / f"{number}.png")
         listed.append((tmp_path / f"{number}.png", number))
     said: list[str] = []
-    assert len(load_pictures(listed, None, said.append).images) == 5 and not said
+    assert len(load_pictures(listed, said.append).images) == 5 and not said
     monkeypatch.setattr(parity, "MAX_BYTES", 3 * 600)
-    found = load_pictures(listed, None, said.append)
+    found = load_pictures(listed, said.append)
     assert found.paths == tuple(path for path, _ in listed[:3])
     assert found.truth is not None and found.truth.tolist() == [0, 1, 2]
     assert len(said) == 1 and said[0].startswith("the first 3 fill")
     monkeypatch.setattr(parity, "MAX_BYTES", 1)
-    assert len(load_pictures(listed, None, said.append).images) == 1
+    assert len(load_pictures(listed, said.append).images) == 1

@@ -173,6 +173,25 @@ def test_cores_are_those_of_the_container(
     assert engines.usable_cores() == cores
 
 
+@pytest.mark.parametrize(("quota", "cores"), [(-1, 4), (150000, 2), (50000, 1), (900000, 4)])
+def test_cores_are_those_of_a_container_of_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: int, cores: int
+) -> None:
+    """Control groups of version 1 have a file for each of the two."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(engines, "CPU_MAX", tmp_path / "cpu.max")
+    files = tmp_path / "quota", tmp_path / "period"
+    monkeypatch.setattr(engines, "CPU_QUOTA", files)
+    for file, value in zip(files, (quota, 100000), strict=True):
+        file.write_text(f"{value}\n")
+    assert engines.usable_cores() == cores
+
+
+@pytest.mark.parametrize(("lanes", "threads"), [(1, 8), (2, 7), (4, 5), (8, 1), (16, 1)])
+def test_lanes_and_what_their_session_has_are_as_many_as_cores(lanes: int, threads: int) -> None:
+    assert engines.session_threads(lanes, 8) == threads
+
+
 PINNED = """
 import os, sys
 from pathlib import Path
