@@ -117,7 +117,7 @@ def test_the_examples_of_the_help_parse() -> None:
         for line in (EPILOG + CHECK_EPILOG + AUDIT_EPILOG + SAMPLE_EPILOG).splitlines()
         if line.startswith("  maskcls-data ")
     ]
-    assert len(commands) == 11
+    assert len(commands) == 12
     for command in commands:
         build_parser().parse_args(command)
 

@@ -115,7 +115,8 @@ def test_a_report_without_pictures(
     assert evaluate.main(argv) == 0
     text = report.read_text("utf-8")
     assert "<img " not in text
-    assert "Privacy" not in text
+    assert "holds pictures of people" not in text
+    assert "Privacy: this file holds the names of people" in text
     assert "wrong answers" in text
 
 
