@@ -10,8 +10,9 @@ validation people, of both networks together; where an ingredient is of one netw
 one is the preset's. What does the same takes turns: sampling is without class weights, and border
 ages are softened in place of all ages. `age` starts from the preset's mask_gender throughout, so
 that a row shows one change. The gain has its interval from people drawn anew, the same ones for
-both sides of the difference. Calibration is fitted, without a training, on four fifths of these
-people at a time, and scored on the others.
+both sides of the difference. Two rows need no training: calibration is fitted on four fifths of
+these people at a time, and scored on the others; mirror images are left out of what the preset's
+networks answer to.
 
 Finished trainings in --runs are kept, so the same command goes on after an interruption.
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from maskcls.training import RunResult
 
 PRESET = "preset"
+MIRROR = "no mirror images"
 CALIBRATION = "calibration for macro F1"
 PARTS = 5  # of the people, each calibrated by the others
 Flags = Mapping[str, Any]
@@ -61,7 +63,7 @@ BOTH: dict[str, Flags] = {
     "BestAugmentation": {"augmentation": "BestAugmentation", "erasing": 0.0},
     "erasing": {"erasing": 0.25},
     "no averaged weights": {"ema_decay": 0.0},
-    "no mirror images": {"tta": "none"},
+    MIRROR: {"tta": "none"},
 }
 ONE: dict[str, tuple[str, Flags]] = {
     "groups, not exact ages": ("age", {"soften_age": 0.0}),
@@ -170,6 +172,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if VARIANTS[name].keys() & set(args.tasks):
                 if name == CALIBRATION:
                     scored = score_calibrated(base, args.tasks)
+                elif name == MIRROR:
+                    scored = score_without_mirror(base, args.tasks)
                 else:
                     scored = train_and_score(args, folder, name, seed)
                 rows.setdefault(name, []).append(figures_of(scored, base))
@@ -256,6 +260,23 @@ def score_calibrated(base: _Scored, tasks: Sequence[str]) -> _Scored:
     names = dict(zip(found.found, chosen, strict=True))
     after = replace(found, found=names, predicted=chosen.argmax(axis=1))
     return score(after, base.checkpoints)
+
+
+def score_without_mirror(base: _Scored, tasks: Sequence[str]) -> _Scored:
+    """The same networks, answering to the picture alone."""
+    import torch
+
+    from maskcls.classifier import TorchClassifier
+    from maskcls.evaluation.runs import answer_common_people
+    from maskcls.models import Answer
+
+    engine = TorchClassifier(base.checkpoints, torch.device("cpu"))
+    for index, task in enumerate(engine.tasks):
+        network = engine.network(index)
+        assert isinstance(network, Answer)
+        if task in tasks:
+            network.tta = "none"
+    return score(answer_common_people(base.checkpoints, engine), base.checkpoints)
 
 
 def run_folder(folder: Path, task: str, name: str, seed: int) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.commands import evaluate
 from maskcls.config import read_yaml, resolve
 from maskcls.evaluation.runs import CommonAnswers
 from maskcls.labels import MULTI
+from maskcls.manifest import Manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ingredients.py"
@@ -56,25 +59,35 @@ def test_scores_are_those_of_the_command(
 ) -> None:
     root, runs, file = data_dir(18), tmp_path / "runs", tmp_path / "gains.json"
     argv = ["--data-dir", root, *SMALL, "--runs", runs, "--json", file, "--only"]
-    argv += ["no mirror images", "ordinal ages", "calibration for macro F1"]
+    argv += ["cross entropy", "no mirror images", "ordinal ages", "calibration for macro F1"]
     done = run(*argv)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())["variants"]
-    names = ["preset", "no mirror images", "ordinal ages", "calibration for macro F1"]
-    assert list(figures) == names
+    assert list(figures) == ["preset", *argv[-4:]]
     assert {path.name for path in (runs / "seed42/age").iterdir()} == {
         "preset",
-        "no-mirror-images",
+        "cross-entropy",
         "ordinal-ages",
     }
+    alone = tmp_path / "alone"  # the preset's networks, without mirror images
+    for task in ("mask_gender", "age"):
+        shutil.copytree(runs / "seed42" / task / "preset", alone / task / "preset")
+        content = read_checkpoint(alone / task / "preset" / "best.pt")
+        manifest = Manifest.from_json(content["manifest"])
+        manifest = replace(manifest, config={**manifest.config, "tta": "none"})
+        save_checkpoint(
+            content | {"manifest": manifest.to_json()}, alone / task / "preset" / "best.pt"
+        )
+    trained = runs / "seed42"
     pairs = {
-        "preset": ("preset", "preset"),
-        "no mirror images": ("no-mirror-images", "no-mirror-images"),
-        "ordinal ages": ("preset", "ordinal-ages"),
+        "preset": (trained, "preset", "preset"),
+        "cross entropy": (trained, "cross-entropy", "cross-entropy"),
+        "no mirror images": (alone, "preset", "preset"),
+        "ordinal ages": (trained, "preset", "ordinal-ages"),
     }
     scores, own = {}, {}
-    for name, (first, second) in pairs.items():
-        folders = [runs / "seed42/mask_gender" / first, runs / "seed42/age" / second]
+    for name, (where, first, second) in pairs.items():
+        folders = [where / "mask_gender" / first, where / "age" / second]
         score = tmp_path / "score.json"
         argv_score = [*map(str, folders), "--json", str(score), "--no-confusion"]
         assert evaluate.main(argv_score) == 0
