@@ -248,8 +248,10 @@ def test_one_that_fails_ends_all(
 ) -> None:
     done = start(2, events=(event,))
     assert done.code != 0
-    [line] = own_lines(done.err)
-    assert line.startswith(message)
+    lines = own_lines(done.err)
+    # Of a killed process torchrun hears as well, and may end the other before it says anything.
+    assert len(lines) == 1 or (event[0] == "SIGKILL" and not lines)
+    assert all(line.startswith(message) for line in lines)
     folder = tmp_path / "runs" / "age" / "exp"
     assert read_checkpoint(folder / "last.pt")["trainer"]["iteration"] == STEPS
     assert len(rows_of(folder)) == 1
