@@ -28,7 +28,7 @@ import numpy as np
 
 from maskcls.errors import DataError, MissingExtraError
 from maskcls.images import excess, is_image_file
-from maskcls.provenance import provenance_path
+from maskcls.provenance import read_provenance
 from maskcls.runtime.sources import (
     ID_COLUMNS,
     ListedPictures,
@@ -301,7 +301,7 @@ def packed_files(images: Path) -> list[Path]:
         if file.suffix.lower() in KINDS
         and file.is_file()
         and not file.name.startswith(".")
-        and not provenance_path(file).exists()
+        and read_provenance(file) is None  # which no other .json beside it passes for
     ]
 
 

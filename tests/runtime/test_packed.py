@@ -400,6 +400,13 @@ def test_labels_in_a_folder_of_packed_files_are_no_pictures(argv: list[str], pac
         assert len(names) == len(set(names)) == len(open_pictures(packed))
 
 
+def test_what_else_lies_beside_packed_files_hides_none(packed: Path) -> None:
+    before = [source.image_id for source in open_pictures(packed)]
+    for name in ("a.tar", "b.parquet"):
+        (packed / f"{name}.json").write_text('{"shards": 3}')
+    assert [source.image_id for source in open_pictures(packed)] == before
+
+
 def test_a_folder_is_no_file_of_labels(
     argv: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
