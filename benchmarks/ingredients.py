@@ -39,6 +39,8 @@ from maskcls.labels import BRANCHES, MULTI
 from maskcls.runtime.engines import usable_cores
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from maskcls.evaluation.people import Interval
     from maskcls.evaluation.runs import CommonAnswers
     from maskcls.labels import Task
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 PRESET = "preset"
 MIRROR = "no mirror images"
-CALIBRATION = "calibration for macro F1"
+CALIBRATIONS = {"temperature scaling": "temperature", "calibration for macro F1": "macro_f1"}
 PARTS = 5  # of the people, each calibrated by the others
 Flags = Mapping[str, Any]
 BOTH: dict[str, Flags] = {
@@ -79,7 +81,7 @@ VARIANTS: dict[str, dict[str, Flags]] = {
     PRESET: {},
     **{name: dict.fromkeys(BRANCHES, flags) for name, flags in BOTH.items()},
     **{name: {task: flags} for name, (task, flags) in ONE.items()},
-    CALIBRATION: dict.fromkeys(BRANCHES, {}),
+    **{name: dict.fromkeys(BRANCHES, {}) for name in CALIBRATIONS},
 }
 """Ingredient → task → what is changed in its preset. `layer_decay` is for weights that have learnt
 something, as those that `age` starts from."""
@@ -95,6 +97,7 @@ class _Scored:
     checkpoints: Sequence[Path]
     macro_f1: float
     tasks: Mapping[str, float]  # macro F1 of each network
+    calibration_error: Mapping[str, float]  # of each network
 
     @property
     def revisions(self) -> list[str]:
@@ -170,8 +173,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rows.setdefault(PRESET, []).append(figures_of(base, base))
         for name in names:
             if VARIANTS[name].keys() & set(args.tasks):
-                if name == CALIBRATION:
-                    scored = score_calibrated(base, args.tasks)
+                if name in CALIBRATIONS:
+                    scored = score_calibrated(base, args.tasks, CALIBRATIONS[name])
                 elif name == MIRROR:
                     scored = score_without_mirror(base, args.tasks)
                 else:
@@ -208,7 +211,8 @@ def train_and_score(args: argparse.Namespace, folder: Path, name: str, seed: int
 
 
 def score(answers: CommonAnswers, checkpoints: Sequence[Path]) -> _Scored:
-    """Macro F1 of the 18 classes, and of each network's own."""
+    """Macro F1 of the 18 classes, and of each network's own; each network's calibration error."""
+    from maskcls.evaluation.reliability import expected_calibration_error
     from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion
     from maskcls.labels import TASKS
 
@@ -217,11 +221,29 @@ def score(answers: CommonAnswers, checkpoints: Sequence[Path]) -> _Scored:
         return scores_from_confusion(confusion_matrix(*labels, task.num_classes)).macro_f1
 
     own = {name: macro_f1(TASKS[name]) for name in BRANCHES}
-    return _Scored(answers, checkpoints, macro_f1(MULTI), own)
+    errors = {
+        name: expected_calibration_error(
+            probabilities_of(answers, TASKS[name]), TASKS[name].from_multi(answers.truth)
+        )
+        for name in BRANCHES
+    }
+    return _Scored(answers, checkpoints, macro_f1(MULTI), own, errors)
 
 
-def score_calibrated(base: _Scored, tasks: Sequence[str]) -> _Scored:
-    """The same networks, calibrated for macro F1: on a fifth of the people by the other four."""
+def probabilities_of(answers: CommonAnswers, task: Task) -> np.ndarray:
+    """Of the task's classes (N, C), out of those of the 18."""
+    import numpy as np
+
+    own = task.from_multi(np.arange(MULTI.num_classes))  # the task's class of each of the 18
+    probabilities: np.ndarray = (
+        np.stack(list(answers.found.values())) @ np.eye(task.num_classes)[own]
+    )
+    return probabilities
+
+
+def score_calibrated(base: _Scored, tasks: Sequence[str], kind: str) -> _Scored:
+    """The same networks with a calibration of that kind: on a fifth of the people by the other
+    four."""
     import numpy as np
 
     from maskcls.checkpoints import read_checkpoint
@@ -232,16 +254,12 @@ def score_calibrated(base: _Scored, tasks: Sequence[str]) -> _Scored:
     from maskcls.training.calibration import calibrate
 
     found = base.answers
-    whole = np.stack(list(found.found.values()))
     part_of = {person: rank % PARTS for rank, person in enumerate(sorted(set(found.whose)))}
     parts = np.array([part_of[person] for person in found.whose])
     answers = {}
     for name, checkpoint in zip(BRANCHES, base.checkpoints, strict=True):
         task = TASKS[name]
-        own = task.from_multi(np.arange(MULTI.num_classes))  # the task's class of each of the 18
-        logits = np.log(
-            np.maximum(whole @ np.eye(task.num_classes)[own], np.finfo(np.float32).tiny)
-        )
+        logits = np.log(np.maximum(probabilities_of(found, task), np.finfo(np.float32).tiny))
         if name in tasks:
             manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
             learnt = labelled_pictures(people_of_run(checkpoint, manifest, "train"))
@@ -252,7 +270,7 @@ def score_calibrated(base: _Scored, tasks: Sequence[str]) -> _Scored:
             for part in range(PARTS):
                 rest = parts != part
                 people = [person for person, other in zip(found.whose, rest, strict=True) if other]
-                fitted, _ = calibrate("macro_f1", before[rest], labels[rest], people, counts)
+                fitted, _ = calibrate(kind, before[rest], labels[rest], people, counts)
                 if fitted is not None:
                     logits[~rest] = calibrated(before[~rest], fitted)
         answers[name] = softmax(logits)
@@ -357,6 +375,7 @@ def figures_of(scored: _Scored, base: _Scored) -> dict[str, Any]:
         "macro_f1": scored.macro_f1,
         "macro_f1_interval": own,
         "tasks": dict(scored.tasks),
+        "calibration_error": dict(scored.calibration_error),
         "gain": gain,
         "interval": interval,
         "revisions": scored.revisions,
@@ -389,8 +408,9 @@ def format_table(figures: dict[str, Any]) -> str:
         f"{figures['cores']} cores, {figures['processor']}; seeds "
         f"{', '.join(map(str, figures['seeds']))}",
         "",
-        "| ingredient | 18 classes | 95 % interval | gain | 95 % interval | mask_gender | age |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| ingredient | 18 classes | 95 % interval | gain | 95 % interval | mask_gender | age "
+        "| their calibration errors |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [format_row(name, rows) for name, rows in figures["variants"].items()]
     revisions = {
@@ -411,12 +431,16 @@ def format_row(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     scores = "; ".join(
         f"{low:.3f}–{high:.3f}" for low, high in (r["macro_f1_interval"] for r in rows)
     )
-    tasks = " | ".join(f"{mean([row['tasks'][task] for row in rows]):.3f}" for task in BRANCHES)
+    tasks, errors = (
+        [f"{mean([row[key][task] for row in rows]):.3f}" for task in BRANCHES]
+        for key in ("tasks", "calibration_error")
+    )
     gain = mean([row["gain"] for row in rows])
     is_preset = name == PRESET
     return (
         f"| {name} | {mean([row['macro_f1'] for row in rows]):.3f} | {scores} | "
-        f"{'' if is_preset else f'{gain:+.3f}'} | {'' if is_preset else gains} | {tasks} |"
+        f"{'' if is_preset else f'{gain:+.3f}'} | {'' if is_preset else gains} | "
+        f"{' | '.join(tasks)} | {', '.join(errors)} |"
     )
 
 

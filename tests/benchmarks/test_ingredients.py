@@ -27,6 +27,7 @@ from maskcls.manifest import Manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ingredients.py"
+CALIBRATIONS = ["temperature scaling", "calibration for macro F1"]
 SMALL = "--model base --height 32 --width 32 --epochs 1 --batch-size 16".split()
 
 
@@ -59,11 +60,11 @@ def test_scores_are_those_of_the_command(
 ) -> None:
     root, runs, file = data_dir(18), tmp_path / "runs", tmp_path / "gains.json"
     argv = ["--data-dir", root, *SMALL, "--runs", runs, "--json", file, "--only"]
-    argv += ["cross entropy", "no mirror images", "ordinal ages", "calibration for macro F1"]
+    argv += ["cross entropy", "no mirror images", "ordinal ages", *CALIBRATIONS]
     done = run(*argv)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())["variants"]
-    assert list(figures) == ["preset", *argv[-4:]]
+    assert list(figures) == ["preset", *argv[-5:]]
     assert {path.name for path in (runs / "seed42/age").iterdir()} == {
         "preset",
         "cross-entropy",
@@ -89,7 +90,9 @@ def test_scores_are_those_of_the_command(
     for name, (where, first, second) in pairs.items():
         folders = [where / "mask_gender" / first, where / "age" / second]
         score = tmp_path / "score.json"
+        page = tmp_path / "report.html"
         argv_score = [*map(str, folders), "--json", str(score), "--no-confusion"]
+        argv_score += ["--report", str(page)]
         assert evaluate.main(argv_score) == 0
         values = json.loads(score.read_text())
         scores[name] = values["macro_f1"]
@@ -102,6 +105,10 @@ def test_scores_are_those_of_the_command(
         low, high = row["macro_f1_interval"]
         assert low <= scores[name] <= high
         assert f"| {name} | {scores[name]:.3f} |" in done.stdout
+        assert f"age: ECE {row['calibration_error']['age']:.4f}" in page.read_text("utf-8")
+    [base], [warmer] = figures["preset"], figures["temperature scaling"]
+    assert (warmer["macro_f1"], warmer["gain"]) == (base["macro_f1"], 0)  # no label changes
+    assert warmer["calibration_error"] != base["calibration_error"]
     assert read_yaml(runs / "seed42/age/ordinal-ages/config.yaml")["age_loss"] == "ordinal"
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.pt")}
     again = run(*argv)
@@ -138,11 +145,12 @@ def test_a_gain_is_in_its_interval_where_an_answer_is_of_nobodys_class(script: M
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["temperature", "macro_f1"])
 def test_nobody_is_calibrated_by_their_own_labels(
-    script: ModuleType, data_dir: Callable[..., Path], tmp_path: Path
+    kind: str, script: ModuleType, data_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
     argv = [*SMALL, "--runs", str(tmp_path), "--data-dir", str(data_dir(40)), "--epochs", "2"]
-    args = script.build_parser().parse_args([*argv, "--only", script.CALIBRATION])
+    args = script.build_parser().parse_args(argv)
     base = script.train_and_score(args, tmp_path, "preset", 42)
     found = base.answers
     own = sorted(set(found.whose))[:: script.PARTS]  # of one part
@@ -152,7 +160,7 @@ def test_nobody_is_calibrated_by_their_own_labels(
     def answers(changed: np.ndarray) -> np.ndarray:
         truth = np.where(changed, (found.truth + 7) % MULTI.num_classes, found.truth)
         other = replace(base, answers=replace(found, truth=truth))
-        whole = script.score_calibrated(other, ["mask_gender", "age"]).answers
+        whole = script.score_calibrated(other, ["mask_gender", "age"], kind).answers
         return np.stack(list(whole.found.values()))
 
     before, own_changed, others_changed = (
