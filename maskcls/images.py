@@ -189,7 +189,11 @@ def _turned(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose, which writes all tags anew: one odd tag that nobody needs, and
     # the picture could not be read.
     turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    del turned.info["exif"]  # it would be turned again by whoever reads it next
+    return turned
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -209,6 +213,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if not isinstance(key, tuple):
             return image
         if max(key) > 255:  # of 16 bits, of which Pillow has kept the upper 8
+            image = image.copy()  # the caller keeps theirs
             image.info["transparency"] = tuple(level >> 8 for level in key)
     if image.mode.startswith("I"):
         # 16-bit grey: convert("RGB") would clip everything above 255 to white.

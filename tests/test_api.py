@@ -19,7 +19,7 @@ from maskcls import export, load, train
 from maskcls.commands import infer
 from maskcls.data.sample import ensure_sample
 from maskcls.errors import CheckpointError, ConfigError, PictureError
-from maskcls.images import read_image
+from maskcls.images import MAX_PIXELS, read_image
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.runtime import Classifier, Prediction
 
@@ -80,6 +80,16 @@ def test_one_image_many_times_in_a_list(work: Work) -> None:
         answers = classifier.predict([Image.open(work.pictures[0])] * 8)
         assert {answer.error for answer in answers} == {""}
         assert len({answer.label for answer in answers}) == 1
+
+
+def test_a_huge_image_many_times_in_a_list_is_not_decoded(work: Work, tmp_path: Path) -> None:
+    side = int(MAX_PIXELS**0.5) + 1
+    Image.new("1", (side, side)).save(tmp_path / "huge.png")
+    classifier = load(work.folder / "onnx", provider="cpu")
+    with Image.open(tmp_path / "huge.png") as image:
+        answers = classifier.predict([image] * 2)
+        assert all("pixels" in answer.error for answer in answers)
+        assert image.fp is not None  # which decoding closes
 
 
 def test_answers_are_those_of_the_command(work: Work, classifier: Classifier) -> None:

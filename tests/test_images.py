@@ -28,6 +28,7 @@ from maskcls.images import (
     is_image_file,
     read_bytes,
     read_image,
+    to_upright,
 )
 
 RNG = np.random.default_rng(0)
@@ -123,6 +124,9 @@ def test_exif_rotation(orientation: int) -> None:
     exif[EXIF_ORIENTATION] = orientation
     content = encoded(Image.fromarray(PIXELS), "PNG", exif=exif)
     assert np.array_equal(decoded(content), undo[orientation](PIXELS))
+    # Whoever reads what was read does not turn it once more.
+    again = to_upright(decode(content, "a.png"), "a.png")
+    assert np.array_equal(np.asarray(again), undo[orientation](PIXELS))
 
 
 def test_odd_tags_beside_the_rotation_do_no_harm() -> None:
@@ -203,6 +207,11 @@ def test_a_16_bit_colour_that_is_transparent() -> None:
     colours = np.array([[0x1234, 0x5678, 0x9ABC], [0x3412, 0x7856, 0xBC9A]], dtype=">u2")
     content = png(2, 1, 16, 2, b"\0" + colours.tobytes(), tRNS=colours[0].tobytes())
     assert decoded(content).tolist() == [[[255, 255, 255], [0x34, 0x78, 0xBC]]]
+    with Image.open(io.BytesIO(content)) as image:
+        before = image.info["transparency"]
+        for _ in range(2):
+            assert np.asarray(to_upright(image, "a.png"))[0, 0].tolist() == [255, 255, 255]
+        assert image.info["transparency"] == before
 
 
 def test_cmyk() -> None:

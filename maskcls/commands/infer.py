@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--lanes",
         type=_positive,
         metavar="N",
-        help="ONNX: batches at once, each on its part of the cores; default: 1, or what a large "
+        help="ONNX: batches at once, which share the cores; default: 1, or what a large "
         "job (on two cores, of 2,000 pictures) has found to be fastest here",
     )
     parser.add_argument(
@@ -176,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from maskcls.runtime.tuning import tuned
 
     sources = open_pictures(images, args.info)
-    _tell_ignored(images, sources)
+    if args.info is None:
+        _tell_ignored(images, sources)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
     engine = open_engine(models, args.provider, args.lanes or 1)
     print(f"computing with {engine.provider}: {', '.join(file.path for file in engine.models)}")
@@ -215,7 +216,8 @@ def _label_on_ray(args: argparse.Namespace, models: Sequence[Path], images: Path
     from maskcls.runtime.cluster import PARTITION, connected, label_on_cluster
 
     sources = open_pictures(images, args.info)
-    _tell_ignored(images, sources)
+    if args.info is None:
+        _tell_ignored(images, sources)
     engine = open_engine(models, "cpu")  # or fail before the cluster does
     lanes = args.lanes or 1
     with connected("--engine ray") as cluster:
@@ -278,11 +280,11 @@ def _output(out: Path | None) -> Path:
 
 def _tell_ignored(images: Path, sources: Pictures) -> None:
     """Tar files beside the pictures may hold the same ones, or others."""
-    from maskcls.runtime.packed import files_read, packed_files
+    from maskcls.runtime.packed import PackedPictures, packed_files
 
-    read = files_read(sources)
-    packed = packed_files(images) if images.is_dir() else []
-    tars = [file for file in packed if file.suffix.lower() == ".tar" and file not in read]
+    if not images.is_dir() or isinstance(sources, PackedPictures):
+        return
+    tars = [file for file in packed_files(images) if file.suffix.lower() == ".tar"]
     if tars:
         print(
             f"note: {', '.join(file.name for file in tars)} in {images} not read, as there are "

@@ -129,6 +129,7 @@ def check_data(
     _check_ids(profiles, found)
     _check_agreement(profiles, found)
     profiles = [replace(p, pictures=_check_folder(p.folder, found)) for p in profiles]
+    _check_missing(profiles, found)
     profiles = _apply(profiles, fixes, found)
 
     pictures = [(profile, picture) for profile in profiles for picture in profile.pictures]
@@ -141,7 +142,7 @@ def check_data(
         for profile, picture in pictures
     )
     return CheckReport(
-        people=len(profiles),
+        people=len({profile.person for profile in profiles}),
         pictures=len(pictures),
         classes=tuple(classes[label] for label in range(MULTI.num_classes)),
         extensions=_by_count(picture.path.suffix.lower() for _, picture in pictures),
@@ -281,7 +282,8 @@ def _check_agreement(profiles: Iterable[Profile], found: _Findings) -> None:
                 found.error(
                     "labelled in two ways",
                     first.folder,
-                    f"{mine[0]}, {mine[1]}; but {theirs[0]}, {theirs[1]} in {other.folder}",
+                    f"{mine[0]}, {mine[1]}; but {theirs[0]}, {theirs[1]} in {other.folder}; "
+                    "correct one of the two folders' tables or names",
                 )
 
 
@@ -302,14 +304,23 @@ def _check_folder(folder: Path, found: _Findings) -> tuple[Picture, ...]:
         except DataError as error:
             found.error("picture name", path, error)
     stems = Counter(picture.path.stem for picture in pictures)
-    missing = [stem for stem in MASK_OF_STEM if stem not in stems]
-    if missing:
-        found.error("missing pictures", folder, f"no {', '.join(missing)}")
     for stem, count in stems.items():
         if count > 1:
             names = [picture.path.name for picture in pictures if picture.path.stem == stem]
             found.error("same picture name twice", folder, f"{' and '.join(names)}: keep one")
     return tuple(pictures)
+
+
+def _check_missing(profiles: Iterable[Profile], found: _Findings) -> None:
+    """People without all of the seven pictures, in whichever data folder."""
+    people = defaultdict(list)
+    for profile in profiles:
+        people[profile.person].append(profile)
+    for own in people.values():
+        stems = {picture.path.stem for profile in own for picture in profile.pictures}
+        missing = [stem for stem in MASK_OF_STEM if stem not in stems]
+        if missing and any(profile.folder.is_dir() for profile in own):
+            found.error("missing pictures", own[0].folder, f"no {', '.join(missing)}")
 
 
 def _apply(profiles: list[Profile], fixes: Sequence[Fix], found: _Findings) -> list[Profile]:
@@ -410,7 +421,12 @@ def _check_exact_duplicates(seen: Iterable[_Seen], found: _Findings) -> None:
                 f"byte for byte {names}; one person on both sides of a split falsifies the score",
             )
         if own:
-            names = ", ".join(other.path.name for other in own)
+            names = ", ".join(
+                other.path.name
+                if other.path.parent == first.path.parent
+                else found.name(other.path)
+                for other in own
+            )
             found.warning("same file twice", first.path, f"byte for byte {names}")
 
 

@@ -262,9 +262,10 @@ def _scores(report: Report) -> Iterator[str]:
         )
         if scores.accuracy == 1:
             count = len(set(answers.people))
+            likely = 100 * (1 - (1 - LEVEL) ** (1 / count))
             yield paragraph(
                 f"No mistake leaves no range. Of {count} people without one it can be said that "
-                f"not more than {1 - (1 - LEVEL) ** (1 / count):.0%} of others of their kind are "
+                f"not more than {likely:.2g}% of others of their kind are "
                 "likely to have one."
             )
     else:
@@ -345,7 +346,7 @@ def _confusion(
             part = float(shares[label, column])
             # White to the blue of matplotlib's "Blues"; its text turns white behind the middle.
             colour = [round(255 + part * (end - 255)) for end in (8, 48, 107)]
-            ink = "#fff" if part > 0.64 else "#000"  # a contrast of 4.5 at least
+            ink = "#fff" if part > 0.65 else "#000"  # a contrast of 4.5 at least
             style = f"background:rgb({colour[0]},{colour[1]},{colour[2]});color:{ink}"
             kind = ' class="right"' if column == label else ""
             cells.append(f'<td{kind} style="{style}">{count or ""}</td>')

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from maskcls.errors import ConfigError, PictureError
-from maskcls.images import read_bytes, to_upright
+from maskcls.images import MAX_PIXELS, read_bytes, to_upright
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.runtime.engines import Engine, open_onnx
 from maskcls.runtime.labelling import Decoded, ahead, decode_for, predict, prepare
@@ -126,7 +126,8 @@ class Classifier:
         images = [picture for picture, _ in named if isinstance(picture, Image.Image)]
         count = Counter(map(id, images))
         for image in images:
-            if count[id(image)] > 1:  # two threads would read its file at once
+            # Two threads would read its file at once.
+            if count[id(image)] > 1 and image.width * image.height <= MAX_PIXELS:
                 with suppress(Exception):  # said when it is decoded
                     image.load()
         batches = ahead(lambda item: _decode(*item, engine), named, self._batch_size, self._workers)

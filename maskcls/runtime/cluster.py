@@ -43,8 +43,8 @@ from maskcls.runtime.labelling import (
     refuse_errors,
     summed_up,
 )
-from maskcls.runtime.packed import import_pyarrow, pictures_digest
-from maskcls.runtime.partitions import partition_path, read_partition, write_partition
+from maskcls.runtime.packed import import_pyarrow, pictures_digest, places_digest
+from maskcls.runtime.partitions import partition_path, read_partition, read_places, write_partition
 from maskcls.runtime.parts import only_job
 from maskcls.runtime.shards import Shard
 from maskcls.runtime.sources import Pictures
@@ -92,6 +92,7 @@ class Job:
     open_engine: Callable[[], Engine]
     models: tuple[ModelFile, ...]
     pictures_sha256: str
+    places_sha256: str
     partitions: int
     batch_size: int
     workers: int
@@ -190,6 +191,7 @@ def label_on_cluster(
         open_engine=open_engine,
         models=engine.models,
         pictures_sha256=pictures_digest(sources),
+        places_sha256=places_digest(sources),
         partitions=-(-len(sources) // partition_size),
         batch_size=batch_size,
         workers=workers,
@@ -239,6 +241,7 @@ def _unfinished(job: Job, resume: bool) -> list[Shard]:
             and made is not None
             and (
                 made.shard == job.record(shards[path].number)
+                and read_places(path) == job.places_sha256
                 and [model.sha256 for model in made.models]
                 == [model.sha256 for model in job.models]
                 and set(read_columns(path)) - {"error"} == set(label_columns(job.probabilities))
@@ -246,7 +249,8 @@ def _unfinished(job: Job, resume: bool) -> list[Shard]:
         )
         if not same:
             raise DataError(
-                f"{path}: is of another job (other pictures, model or options); name another folder"
+                f"{path}: is of another job (other pictures, or in another place; other model or "
+                "options); name another folder"
             )
         if job.strict and made is not None and made.errors:
             refuse_errors(read_rows(path), path)
@@ -328,7 +332,7 @@ class _Labeller:
         made, errors = summed_up(self._engine, rows, job.record(number))
         columns = label_columns(job.probabilities) + (["error"] if errors else [])
         parts = list(split_rows(rows, part_size(job.batch_size)))
-        write_partition(partition_path(job.out, number), columns, parts, made)
+        write_partition(partition_path(job.out, number), columns, parts, made, job.places_sha256)
 
 
 def _result(job: Job, pictures: int, knows: bool) -> LabellingResult:

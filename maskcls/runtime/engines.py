@@ -176,7 +176,7 @@ def open_onnx(
 ) -> FusedEngine | NetworksEngine:
     """One fused file, or single networks that together answer everything.
 
-    `lanes`: batches at once, each on its part of the CPU's cores; the answers are the same.
+    `lanes`: batches at once, which share the CPU's cores; the answers are the same.
     `cores`: how many of them all lanes may use; None: all that the process may.
     """
     if len(paths) == 1 and read_onnx(paths[0]).manifest.kind == "fused":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from maskcls.labels import ATTRIBUTES, MULTI, probability_column
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.provenance import Provenance, ShardRecord, fingerprint, names_all, write_provenance
 from maskcls.runtime.engines import Engine
-from maskcls.runtime.packed import PackedPictures, files_read, import_pyarrow, pictures_digest
+from maskcls.runtime.packed import files_read, import_pyarrow, pictures_digest, places_digest
 from maskcls.runtime.parts import Parts, Row, only_job
 from maskcls.runtime.shards import Shard
 from maskcls.runtime.sources import Pictures, Source
@@ -226,15 +225,7 @@ def _job_key(engine: Engine, sources: Pictures, batch_size: int, probabilities: 
     options = [batch_size, probabilities, *(model.sha256 for model in engine.models)]
     digest.update(json.dumps(options).encode())
     digest.update(pictures_digest(sources).encode())
-    # Where they lie, too: cameras give the same names in every folder.
-    if isinstance(sources, PackedPictures):
-        for file in sources.files:
-            place = [os.path.abspath(file.path), file.path.stat().st_mtime_ns]
-            digest.update(json.dumps(place).encode())
-    else:
-        here = os.getcwd()
-        for source in sources:
-            digest.update(json.dumps(os.path.join(here, source.path)).encode())
+    digest.update(places_digest(sources).encode())
     return digest.hexdigest()
 
 

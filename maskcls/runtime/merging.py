@@ -69,11 +69,13 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
         unit="img",
         disable=None,
     )
-    with only_job(out):
-        write_table(out, columns, split_rows(rows, part_size(parts[0].shard.batch_size)))
-        write_provenance(out, Provenance(pictures, len(errors), seen, parts[0].made.models))
-    with suppress(OSError):  # the lock's folder, unless a job's parts lie in it
-        parts_path(out).rmdir()
+    try:
+        with only_job(out):
+            write_table(out, columns, split_rows(rows, part_size(parts[0].shard.batch_size)))
+            write_provenance(out, Provenance(pictures, len(errors), seen, parts[0].made.models))
+    finally:
+        with suppress(OSError):  # the lock's folder, unless a job's parts lie in it
+            parts_path(out).rmdir()
     return LabellingResult(out, pictures, tuple(errors), seen)
 
 

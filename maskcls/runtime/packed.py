@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -348,6 +349,21 @@ def pictures_digest(pictures: Pictures) -> str:
     else:
         for source in pictures:
             digest.update(json.dumps(source.image_id).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def places_digest(pictures: Pictures) -> str:
+    """What tells apart where pictures lie: cameras give the same names in every folder. Of packed
+    files their dates, too."""
+    digest = hashlib.sha256()
+    if isinstance(pictures, PackedPictures):
+        for file in pictures.files:
+            place = [os.path.abspath(file.path), file.path.stat().st_mtime_ns]
+            digest.update(json.dumps(place).encode())
+    else:
+        here = os.getcwd()
+        for source in pictures:
+            digest.update(json.dumps(os.path.join(here, source.path)).encode())
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from maskcls.provenance import Provenance, from_values, to_values
 from maskcls.runtime.parts import Row
 from maskcls.runtime.tables import read_metadata, write_table
 
-KEY = "maskcls"
+KEY, PLACES = "maskcls", "maskcls_places"
 """Of the schema's metadata."""
 
 
@@ -37,10 +37,20 @@ def partition_files(folder: Path) -> list[Path]:
 
 
 def write_partition(
-    path: Path, columns: Sequence[str], parts: Sequence[Sequence[Row]], made: Provenance
+    path: Path,
+    columns: Sequence[str],
+    parts: Sequence[Sequence[Row]],
+    made: Provenance,
+    places_sha256: str,
 ) -> None:
     """Whole or not at all; a row group per part."""
-    write_table(path, columns, parts, metadata={KEY: json.dumps(to_values(made))})
+    metadata = {KEY: json.dumps(to_values(made)), PLACES: places_sha256}
+    write_table(path, columns, parts, metadata=metadata)
+
+
+def read_places(path: Path) -> str | None:
+    """Where the pictures of a partition lay: `places_digest`. None where it does not say."""
+    return read_metadata(path).get(PLACES)
 
 
 def read_partition(path: Path) -> Provenance | None:

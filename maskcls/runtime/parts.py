@@ -22,7 +22,8 @@ Row = Mapping[str, Any]
 
 
 def parts_path(out: Path) -> Path:
-    """`output.csv` → `output.csv.parts`."""
+    """`output.csv` → `output.csv.parts`. Of a link, beside what it leads to, where jobs meet."""
+    out = out.resolve() if out.is_symlink() else out
     return out.with_name(f"{out.name}.parts")
 
 
@@ -103,8 +104,8 @@ class Parts:
             same = False
         if not same:
             raise DataError(
-                f"{self.folder}: is of another job (other pictures, model or options); delete the "
-                "folder to start anew"
+                f"{self.folder}: is of another job (other pictures, or in another place; "
+                "other model or options); go back to them, or delete the folder to start anew"
             )
 
 

@@ -213,9 +213,11 @@ def import_onnxruntime() -> Any:
     """
     try:
         import onnxruntime
-    except ModuleNotFoundError:
-        raise MissingExtraError("onnxruntime", "runtime", "labelling with ONNX files") from None
-    except ImportError as error:  # such as a library of the system that is missing
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            purpose = "labelling with ONNX files"
+            raise MissingExtraError("onnxruntime", "runtime", purpose) from None
+        # Such as a library of the system that is missing.
         raise ProviderError(f"onnxruntime cannot be imported: {error}") from None
     return onnxruntime
 

@@ -1,7 +1,7 @@
 """How a CPU's cores are shared between batches: measured on the job's own pictures, once, and
 remembered for the next job of the same files on this machine.
 
-One batch on all cores answers soonest. Several at once, each on its part of them, do not wait for
+One batch on all cores answers soonest. Several at once, which share them, do not wait for
 one another inside every operator, and decode where they compute; how much that is worth depends on
 the network, its precision and the machine. The answers are the same.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskcls.files import cache_folder, write_atomic
-from maskcls.runtime.engines import Engine, open_onnx, usable_cores
+from maskcls.runtime.engines import Engine, open_onnx, session_threads, usable_cores
 from maskcls.runtime.labelling import answered_batches
 from maskcls.runtime.session import PROVIDERS, import_onnxruntime
 from maskcls.runtime.sources import Pictures
@@ -113,6 +113,7 @@ def _key(engine: Engine, batch_size: int) -> str:
     known = [
         *(model.sha256 for model in engine.models),
         batch_size,
+        [session_threads(lanes) for lanes in lane_choices(usable_cores())],
         usable_cores(),
         platform.machine(),
         platform.node(),

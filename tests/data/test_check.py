@@ -176,8 +176,8 @@ def test_picture_names(data_dir: DataDir) -> None:
     report = check(root)
     assert [(problem.kind, problem.where) for problem in report.problems] == [
         ("picture name", f"images/{first.name}/mask6.jpg"),
-        ("missing pictures", f"images/{first.name}"),
         ("same picture name twice", f"images/{second.name}"),
+        ("missing pictures", f"images/{first.name}"),
         ("missing pictures", f"images/{third.name}"),
     ]
     assert report.broken
@@ -263,7 +263,7 @@ def test_several_folders_are_checked_together(data_dir: DataDir) -> None:
     (one / "train.csv").unlink()
     fixes = [Fix(root_folder.name, "race", "x", "y", "") for root_folder in folders(two)[1:2]]
     report = check_data([one, two], fixes, progress=False)
-    assert report.people == 2 * PEOPLE
+    assert report.people == 2 * PEOPLE - 1  # one is in both
     found = {(problem.kind, problem.where) for problem in report.problems}
     assert ("fix does not apply", fixes[0].target) in found
     assert ("same file, two people", str(folders(one)[1] / "normal.jpg")) in found
@@ -271,6 +271,13 @@ def test_several_folders_are_checked_together(data_dir: DataDir) -> None:
     assert [kind for kind, _ in kinds(check_data([one], fixes, progress=False))] == [
         "fix does not apply"
     ]
+    first, copy = (folders(root)[0] / "normal.jpg" for root in (one, two))
+    [twice] = [p for p in report.problems if p.kind == "same file twice" and p.where == str(first)]
+    assert twice.detail == f"byte for byte {copy}"
+    (folders(one)[0] / "mask1.jpg").unlink()
+    assert "missing pictures" not in {kind for kind, _ in kinds(check_data([one, two]))}
+    assert ("missing pictures", "error") in kinds(check_data([one]))
+    shutil.copy(copy.with_name("mask1.jpg"), first.with_name("mask1.jpg"))
     table = f"id,gender,race,age,path\n000001,female,Asian,77,{both.name}\n"
     (two / "train.csv").write_text(table, "utf-8")
     shutil.rmtree(two / "images")

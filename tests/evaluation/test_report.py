@@ -230,6 +230,9 @@ def test_a_perfect_network_of_one_epoch() -> None:
     page = Page(render(Report("Scores", perfect, [run], mistakes=[])))
     assert "0 of 0 wrong answers" in page.text
     assert "ECE 0.0000" in page.text
+    for count, told in ((5, "45% of others"), (300, "0.99% of others")):  # 1 - 0.05 ** (1 / count)
+        perfect = replace(perfect, people=[str(rank % count) for rank in range(300)])
+        assert told in Page(render(Report("Scores", perfect, [run], mistakes=[]))).text
 
 
 def test_a_name_that_is_no_utf_8_can_be_written(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from maskcls.commands.infer import main
 from maskcls.errors import DataError, PictureError, ProviderError
 from maskcls.runtime import LabellingResult, open_pictures
 from maskcls.runtime.cluster import Cluster, Job, _Labeller, label_on_cluster
-from maskcls.runtime.packed import pictures_digest
+from maskcls.runtime.packed import pictures_digest, places_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -234,6 +234,7 @@ def test_a_strict_job_does_not_go_on_after_bad_pictures(
         open_engine=lambda: engine,
         models=engine.models,
         pictures_sha256=pictures_digest(sources),
+        places_sha256=places_digest(sources),
         partitions=1,
         batch_size=2,
         workers=1,
@@ -256,6 +257,11 @@ def test_a_strict_job_does_not_go_on_after_bad_pictures(
         )
 
     assert len(go_on(strict=False).errors) == 2
+    shutil.copytree(photos, tmp_path / "others")
+    here, sources = sources, open_pictures(tmp_path / "others")  # the same names and pixels
+    with pytest.raises(DataError, match="is of another job"):
+        go_on(strict=False)
+    sources = here
     with pytest.raises(PictureError, match=r"05\.png: not a picture in a known format"):
         go_on(strict=True)
 

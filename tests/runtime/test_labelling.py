@@ -565,6 +565,10 @@ def test_two_jobs_do_not_write_one_output(folder: Path, out: Path) -> None:
     with only_job(out):
         with pytest.raises(DataError, match=r"another job is writing it"):
             inference(PixelClassifier(), sources, out)
+        link = out.with_name("link.csv")
+        link.symlink_to(out)
+        with pytest.raises(DataError, match=r"another job is writing it"):
+            inference(PixelClassifier(), sources, link)
         assert not out.exists()
     inference(PixelClassifier(), sources, out)
     assert not parts_path(out).exists()

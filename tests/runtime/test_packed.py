@@ -107,6 +107,14 @@ def test_tar_files_beside_pictures_are_told(
     assert f"note: a.tar in {photos} not read" in capsys.readouterr().err
     labels(argv, photos / "a.tar")
     assert "not read" not in capsys.readouterr().err
+    Path("list.csv").write_text("path\n01.png\n")
+    labels([*argv, "--info", "list.csv"], photos)  # what is to be read stands there
+    assert "not read" not in capsys.readouterr().err
+    Path("tars").mkdir()
+    write_tar("tars/a-captions.tar", photos, [])
+    write_tar("tars/b.tar", photos, ["01.png"])
+    labels(argv, "tars")
+    assert "not read" not in capsys.readouterr().err
 
 
 def test_a_film_in_a_tar_file_is_not_read(

@@ -327,7 +327,7 @@ def test_a_missing_package_names_the_extra(
 
     def refuse(name: str, *args: Any, **options: Any) -> Any:
         if name == package:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
         return plain(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
@@ -378,13 +378,20 @@ def test_doctor_tells_what_cannot_be_imported(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ImportError('libgomp.so.1: cannot open')", r"libgomp\.so\.1"),
+        ("import package_that_is_gone", "No module named 'package_that_is_gone'"),
+    ],
+)
 def test_an_onnxruntime_that_is_broken_is_not_called_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, said: str
 ) -> None:
-    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgomp.so.1: cannot open')")
+    (tmp_path / "onnxruntime.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime")
-    with pytest.raises(ProviderError, match=r"cannot be imported: libgomp\.so\.1"):
+    with pytest.raises(ProviderError, match=f"cannot be imported: {said}"):
         import_onnxruntime()
 
 

@@ -168,6 +168,7 @@ def test_cores_are_those_of_the_container(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     monkeypatch.setattr(engines, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(engines, "CPU_QUOTA", (tmp_path / "quota", tmp_path / "period"))
     assert engines.usable_cores() == 4
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
     assert engines.usable_cores() == cores
