@@ -172,8 +172,8 @@ def train_folds(
     """A group of folds, with what each answers for its people. `before`: the group from which each
     fold starts."""
     from maskcls.config import resolve
+    from maskcls.devices import resolve_device
     from maskcls.evaluation.out_of_fold import answer_out_of_fold, write_out_of_fold
-    from maskcls.training.engines import resolve_device
     from maskcls.training.folds import start_group, train_group
 
     given = {

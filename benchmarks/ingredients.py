@@ -62,6 +62,7 @@ BOTH: dict[str, Flags] = {
     "mixup": {"mixup": 0.3},
     "CutMix of half faces": {"cutmix": 0.3},
     "CutMix, rare partners": {"cutmix": 0.3, "mix_rare": True},
+    "no augmentation": {"augmentation": "BaseAugmentation", "erasing": 0.0},
     "BestAugmentation": {"augmentation": "BestAugmentation", "erasing": 0.0},
     "erasing": {"erasing": 0.25},
     "no averaged weights": {"ema_decay": 0.0},
@@ -326,8 +327,8 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
     """
     from maskcls.checkpoints import is_finished
     from maskcls.config import differences, read_yaml, resolve
+    from maskcls.devices import resolve_device, resolve_precision
     from maskcls.training import resume, train
-    from maskcls.training.engines import resolve_device, resolve_precision
 
     run = run_folder(folder, task, name, seed)
     before = run_folder(folder, BRANCHES[0], PRESET, seed) / "best.pt"

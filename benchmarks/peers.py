@@ -1,5 +1,5 @@
-"""What throughput.py measures this project against: data sets and networks of other people's code,
-put together as their users do."""
+"""What throughput.py and training.py measure this project against: data sets and networks of other
+people's code, put together as their users do."""
 
 from __future__ import annotations
 

@@ -18,15 +18,15 @@ from maskcls.files import write_atomic
 from maskcls.runtime.sources import Source
 
 PEER_NAMES = {
-    "efficientnet_b3": ("efficientnet_b3", "efficientnet_b3"),
-    "efficientnet_b3_init": ("efficientnet_b3", "efficientnet_b3"),
-    "efficientnet_b4": ("efficientnet_b4", "efficientnet_b4"),
-    "efficientnet_b5": ("efficientnet_b5", "efficientnet_b5"),
-    "resnet18": ("resnet18", "resnet18"),
-    "resnet34": ("resnet34", "resnet34"),
-    "resnext50": ("resnext50_32x4d", "resnext50_32x4d"),
-    "resnext101": ("resnext101_32x8d", "resnext101_32x8d"),
-    "vgg19": ("vgg19", "vgg19"),
+    "efficientnet_b3": "efficientnet_b3",
+    "efficientnet_b3_init": "efficientnet_b3",
+    "efficientnet_b4": "efficientnet_b4",
+    "efficientnet_b5": "efficientnet_b5",
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnext50": "resnext50_32x4d",
+    "resnext101": "resnext101_32x8d",
+    "vgg19": "vgg19",
 }
 """Network → its name in timm and in torchvision. With random weights: speed does not ask."""
 

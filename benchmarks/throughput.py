@@ -477,7 +477,7 @@ def _peer_name(package: str, model: str) -> str:
     """
     if model not in PEER_NAMES:
         raise ConfigError(f"{package} has no network like {model}; leave it out with --ways")
-    return PEER_NAMES[model][("timm", "torchvision").index(package)]
+    return PEER_NAMES[model]
 
 
 # --- how it is shown -----------------------------------------------------------------------------

@@ -290,8 +290,8 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
     from maskcls.data.profiles import read_all_profiles
     from maskcls.data.runs import labelled_pictures
     from maskcls.data.splits import split_people
+    from maskcls.devices import resolve_device, resolve_precision
     from maskcls.models import create_model, shorten_memory
-    from maskcls.training.engines import resolve_device, resolve_precision
 
     began = time.perf_counter()
     expert = job.way.startswith("timm")
@@ -319,7 +319,7 @@ def train_plainly(job: Job) -> tuple[int, list[dict[str, float]]]:
     precision = resolve_precision("auto" if expert else "fp32", device)
     network: nn.Module
     if expert:
-        network = create_peer("timm", PEER_NAMES[job.model][0], task.num_classes)
+        network = create_peer("timm", PEER_NAMES[job.model], task.num_classes)
         network = network.to(device, memory_format=torch.channels_last)
         if job.way == "timm-compiled":
             network.compile()

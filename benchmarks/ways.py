@@ -230,7 +230,7 @@ def _torch_ways(subject: str, model: Any, device: str, compiled: bool) -> list[W
     """Normalised float32 (N, 3, H, W) → logits, with mirror images where labelling takes them."""
     import torch
 
-    from maskcls.training.engines import resolve_precision
+    from maskcls.devices import resolve_precision
 
     half = {"cuda": ("fp16", torch.float16), "cpu": ("bf16", torch.bfloat16)}[device]
     precisions = [("fp32", torch.float32)]

@@ -298,8 +298,21 @@ OPTION_FIELDS = tuple(field for field in fields(TrainConfig) if field.name != "t
 PEOPLE_FIELDS = ("data_dir", "fixes", "val_ratio", "fold", "folds", "seed")
 """Fields that decide who trains and who validates."""
 PLACE_FIELDS = frozenset({"data_dir", "model_dir", "name", "fixes"})
+"""Fields that say where things lie; a run knows its data by what they hold."""
 MACHINE_FIELDS = frozenset({"device", "workers", "cache", "tracker"})
 """Fields that may change when a run is resumed: they do not change what is learnt."""
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """A config with the values of the call that goes on with it.
+
+    Raises:
+        ConfigError: a value that does not fit.
+    """
+    chosen = {  # what `auto` came to was settled at the beginning
+        name: value for name, value in changes.items() if value != "auto" or name in MACHINE_FIELDS
+    }
+    return TrainConfig.from_dict({**config.to_dict(), **chosen})
 
 
 def differences(wanted: TrainConfig, before: Mapping[str, Any], owner: str) -> list[str]:
@@ -415,7 +428,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "branch": {task: preset | _BRANCH for task, preset in _SCRATCH_PRESETS.items()},
 }
 """start (imagenet, scratch, or branch: the other branch's network, itself from scratch) → task →
-the values that differ from the defaults."""
+the values it sets; all others are the defaults."""
 
 
 def resolve(

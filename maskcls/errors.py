@@ -8,7 +8,7 @@
     ├── WeightsError        pretrained weights that cannot be had or do not fit the network
     ├── ExportError         an export that did not pass its comparison, or cannot be made
     ├── ProviderError       a device or execution provider that cannot be had
-    ├── TrainingError       a training that cannot go on (NaN loss, full disk)
+    ├── TrainingError       a training that cannot go on (NaN loss, too little memory)
     ├── StudyError          a search's folder that is damaged, in use or of another search
     ├── TrackerError        a tracker that was asked for and cannot be opened
     ├── PageError           the page of maskcls-demo cannot be made or served

@@ -1,11 +1,15 @@
-"""How torchrun has started this program: alone, or as one of several processes that train together.
+"""How torchrun has started this program: alone, or as one of several processes that train together;
+and how a user starts the next one.
 
-It says so in the environment, so that nothing need be imported to know.
+torchrun says so in the environment, so that nothing need be imported to know.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
+from collections.abc import Sequence
 
 from maskcls.errors import ConfigError
 
@@ -29,3 +33,9 @@ def refuse_several(what: str) -> None:
         raise ConfigError(
             f"{what} cannot be shared by the {count} processes of torchrun; start it without"
         )
+
+
+def command_line(words: Sequence[object]) -> str:
+    """A command to be pasted into a shell."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)

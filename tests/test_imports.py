@@ -90,6 +90,11 @@ def test_runtime_brings_no_torch(module: str) -> None:
     assert not brought_in(module) & TORCH
 
 
+@pytest.mark.parametrize("module", ["maskcls.classifier", "maskcls.devices"])
+def test_labelling_with_checkpoints_brings_no_training(module: str) -> None:
+    assert "ignite" not in brought_in(module)
+
+
 def test_the_check_sees_what_is_brought_in() -> None:
     assert {"torch", "torchvision"} <= brought_in("maskcls.models")
 
@@ -134,7 +139,10 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"", "labels", "preprocessing", "images", "manifest", "config", "errors"}  # "": maskcls
         | {"files", "folds", "launch", "provenance"}
     ),
-    frozenset({"data", "models", "convolutions", "baseline", "losses", "checkpoints", "weights"}),
+    frozenset(
+        {"data", "models", "convolutions", "baseline", "losses", "checkpoints", "weights"}
+        | {"devices"}
+    ),
     frozenset({"training", "onnx", "evaluation", "runtime", "classifier"}),
     frozenset({"api", "search", "web"}),
     frozenset({"commands"}),
@@ -153,7 +161,7 @@ NEVER: Mapping[str, frozenset[str]] = {
             "checkpoints",
             "weights",
         }
-        | {"classifier"}
+        | {"classifier", "devices"}
     ),
 }
 """Besides the layers: unit → units of `maskcls` that it does not import."""

@@ -29,6 +29,7 @@ def score_folds(
     import numpy as np
 
     from maskcls.commands.evaluate import format_certainty, format_scores
+    from maskcls.devices import resolve_device
     from maskcls.evaluation.out_of_fold import (
         answer_out_of_fold,
         combine_out_of_fold,
@@ -40,7 +41,6 @@ def score_folds(
     from maskcls.evaluation.scoring import score_answers
     from maskcls.folds import read_group
     from maskcls.labels import get_task, require_all_attributes
-    from maskcls.training.engines import resolve_device
 
     for group in groups:
         require_folds(group)

@@ -10,13 +10,11 @@ import argparse
 import errno
 import io
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -182,9 +180,3 @@ def _stdout_is_closed() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
-
-
-def command_line(words: Sequence[object]) -> str:
-    """A command to be pasted into a shell."""
-    texts = [str(word) for word in words]
-    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)

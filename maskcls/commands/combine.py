@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from maskcls.checkpoints import find_checkpoint, read_checkpoint
     from maskcls.classifier import BEST
+    from maskcls.devices import resolve_device
     from maskcls.evaluation.out_of_fold import require_folds
     from maskcls.manifest import Manifest
     from maskcls.training.combine import combine_runs
-    from maskcls.training.engines import resolve_device
 
     tasks: dict[str, list[Path]] = {}
     for run in args.runs:
@@ -99,7 +99,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wrote {found.folder / BEST}")
     print(f"next: maskcls-export --model-dir {models} --out onnx")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskcls.commands._run import command_line, guarded
+from maskcls.commands._run import guarded
 from maskcls.errors import ConfigError
+from maskcls.launch import command_line
 
 if TYPE_CHECKING:
     from maskcls.data.check import CheckReport, Problem

@@ -138,7 +138,3 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number from 0 to 65535")
     return int(text)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "maskcls[runtime] for a CPU alone"
         )
     print("\ndecoders")
-    for line in _decoders():
-        print(f"  {line}")
+    print(f"  {_decoder()}")
     print("\nonnxruntime providers")
     usable = _providers()
     print("\npytorch devices")
@@ -89,14 +88,14 @@ def _version(package: str) -> str:
         return ""
 
 
-def _decoders() -> list[str]:
+def _decoder() -> str:
     from PIL import features
 
     from maskcls.images import FORMATS
 
     turbo = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "plain libjpeg: slower"
     webp = "" if features.check("webp") else "; no WebP in this Pillow"
-    return [f"Pillow: {', '.join(FORMATS)}; JPEG by {turbo}{webp}"]
+    return f"Pillow: {', '.join(FORMATS)}; JPEG by {turbo}{webp}"
 
 
 def _providers() -> bool:
@@ -137,7 +136,3 @@ def _why_no_import(*modules: str) -> str:
         except Exception as error:  # such as a library of CUDA that is missing
             return f"{name} cannot be imported: {' '.join(str(error).split())[:300]}"
     return ""
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

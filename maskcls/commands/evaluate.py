@@ -168,10 +168,10 @@ def _score_files(args: argparse.Namespace) -> None:
 
 def _score_runs(args: argparse.Namespace) -> None:
     from maskcls.classifier import TorchClassifier, find_checkpoints
+    from maskcls.devices import resolve_device
     from maskcls.evaluation.people import certainty
     from maskcls.evaluation.runs import answer_common_people, report_runs
     from maskcls.evaluation.scoring import score_answers
-    from maskcls.training.engines import resolve_device
 
     checkpoints = find_checkpoints(args.runs)
     engine = TorchClassifier(checkpoints, resolve_device("auto"))
@@ -212,9 +212,9 @@ def _score_folds(args: argparse.Namespace) -> None:
     values, scores, found = score_folds(args.oof)
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
     if args.report is not None:
+        from maskcls.devices import resolve_device
         from maskcls.evaluation.folds_report import report_folds
         from maskcls.evaluation.report import write_report
-        from maskcls.training.engines import resolve_device
 
         report = report_folds(found, resolve_device("auto"), pictures=not args.no_pictures)
         write_report(report, args.report)

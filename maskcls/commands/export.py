@@ -163,7 +163,3 @@ def _require_task(option: str, run: Path | None, task: str) -> None:
             f"{option} {run}: holds {' and '.join(found)}, not one run of {task}; name its run "
             "folder, or give --model-dir"
         )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,18 +7,17 @@ python cli/search.py --study studies/age --trials 40
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcls.commands._run import as_one, command_line, guarded
+from maskcls.commands._run import as_one, guarded
 from maskcls.commands.train import add_settings, check_values, default_places
 from maskcls.config import MACHINE_FIELDS, PLACE_FIELDS, file_values, read_yaml
 from maskcls.errors import ConfigError, StudyError, unknown
 from maskcls.labels import TASKS
-from maskcls.launch import refuse_several
+from maskcls.launch import command_line, refuse_several
 from maskcls.search.folder import (
     PRUNER_NAMES,
     StudyFolder,
@@ -189,13 +188,10 @@ def _study(
     given = file_values(values, task) | flags
     places = default_places(bool(given.get("data_dir")))
     missing = {key: value for key, value in places.items() if key not in given}
+    from maskcls.devices import settled
     from maskcls.training import choose_config
-    from maskcls.training.engines import resolve_device, resolve_precision
 
-    config = choose_config(task, values, missing | flags)
-    # Settled here, so that all trials have the same, on whichever machine the study goes on.
-    precision = resolve_precision(config.precision, resolve_device(config.device)).name
-    config = dataclasses.replace(config, precision=precision)
+    config = settled(choose_config(task, values, missing | flags))
     if config.all_folds:
         raise ConfigError("folds without fold: a trial is one training; say which fold with --fold")
     if space is None:
@@ -203,7 +199,3 @@ def _study(
         print(f"what is tried, in {folder / 'space.yaml'}:")
         print("".join(f"  {line}\n" for line in space.splitlines()), end="")
     return create_study_folder(folder, config, space, str(space_file))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -16,7 +16,6 @@ from typing import Any
 
 from maskcls.commands._run import (
     as_one,
-    command_line,
     env_default,
     env_help,
     guarded,
@@ -37,7 +36,7 @@ from maskcls.config import (
 from maskcls.errors import ConfigError, unknown
 from maskcls.folds import FOLDS_FILE, is_group
 from maskcls.labels import BRANCHES, TASKS
-from maskcls.launch import refuse_several
+from maskcls.launch import command_line, refuse_several
 
 ALL = "all"
 SAMPLE_DIR = Path("runs") / "sample"
@@ -234,18 +233,19 @@ def _train_groups(groups: Sequence[Path], changes: Mapping[str, Any] | None = No
             scores = ", ".join(f"{result.best_score:.4f}" for result in results)
             print(f"best macro F1 on the validation people of each fold: {scores} → {group}")
         if done:
+            command = command_line(["maskcls-evaluate", "--oof", *groups])
             names = " ".join(map(str, groups))
-            print(f"{names} is finished; its scores: maskcls-evaluate --oof {names}")
+            print(f"{names} is finished; its scores: {command}")
             return
         score_folds(groups)
-        print(
-            f"next: maskcls-combine {' '.join(map(str, groups))} --model-dir {groups[0].parents[1]}"
-        )
+        words = ["maskcls-combine", *groups, "--model-dir", groups[0].parents[1]]
+        print(f"next: {command_line(words)}")
     except (KeyboardInterrupt, SystemExit):
         if any(map(is_begun, groups)):
             for group in groups:
                 if not (group_is_finished(group) and (group / OOF_FILE).is_file()):
-                    print(f"interrupted; go on with: maskcls-train --resume {group}")
+                    command = command_line(["maskcls-train", "--resume", group])
+                    print(f"interrupted; go on with: {command}")
         raise
 
 
@@ -321,7 +321,3 @@ def _kind(hint: Any) -> type:
     kind: Any = members[0] if typing.get_origin(hint) is not tuple else hint
     found: type = typing.get_origin(kind) or kind
     return found
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

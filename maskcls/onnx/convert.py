@@ -65,7 +65,7 @@ def without_traces(proto: onnx.ModelProto) -> None:
         for node in graph.node:
             node.doc_string = ""
             del node.metadata_props[:]
-        for value in (*graph.value_info,):
+        for value in graph.value_info:
             value.doc_string = ""
             del value.metadata_props[:]
     for value in (*proto.graph.input, *proto.graph.output):

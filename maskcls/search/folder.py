@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml
+from maskcls.config import TrainConfig, differences, read_yaml, with_changes
 from maskcls.errors import ConfigError, StudyError
 from maskcls.files import write_atomic
 from maskcls.search.space import Space, parse_space
@@ -132,10 +132,7 @@ def open_study_folder(
         parsed = parse_space(text, stored, str(folder / SPACE))
     except (ConfigError, ValueError) as error:  # ValueError: not UTF-8
         raise StudyError(f"{folder}: a damaged study: {error}") from None
-    chosen = {  # what `auto` came to was settled when the study began
-        name: value for name, value in given.items() if value != "auto" or name in MACHINE_FIELDS
-    }
-    wanted = TrainConfig.from_dict(stored.to_dict() | chosen)
+    wanted = with_changes(stored, given)
     different = differences(wanted, stored.to_dict(), "the study")
     if different:
         raise StudyError(

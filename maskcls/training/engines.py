@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from ignite.engine import Engine
@@ -15,79 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from maskcls.data.augmentation import BaseAugmentation
 from maskcls.data.loaders import Batch, Share
 from maskcls.data.mixing import Mixing
+from maskcls.devices import Precision
 from maskcls.errors import TrainingError
 from maskcls.models import predict_logits
 from maskcls.training.processes import gather
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What autocast computes in, on which kind of device."""
-
-    device: str  # cpu or cuda
-    dtype: torch.dtype
-
-    @property
-    def name(self) -> str:
-        """As `--precision` has it."""
-        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass; float32 casts nothing."""
-        return torch.autocast(
-            self.device,
-            self.dtype if self.dtype != torch.float32 else torch.bfloat16,
-            enabled=self.dtype != torch.float32,
-        )
-
-
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """`auto`: bfloat16 where the device computes in it, else float32.
-
-    Raises:
-        TrainingError: fp16 on a CPU, which has no use for it.
-    """
-    if name == "fp16" and device.type == "cpu":
-        raise TrainingError("--precision fp16 needs CUDA; on a CPU take bf16, fp32 or auto")
-    if name == "auto":
-        name = "bf16" if _has_bf16(device) else "fp32"
-    return Precision(device.type, DTYPES[name])
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Emulated bfloat16 is slower than float32. Older torch does not tell.
-    tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    return bool(tell().get("avx512_bf16") or tell().get("amx_bf16"))
-
-
-def resolve_device(name: str, option: str = "--device") -> torch.device:
-    """`auto`: CUDA where it works, else the CPU. `option`: how messages call the choice.
-
-    Raises:
-        TrainingError: asked for CUDA and it does not work.
-    """
-    # float32 is float32, as in the ONNX files, and not TF32 with its 10 bits.
-    torch.backends.cudnn.allow_tf32 = False
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TrainingError(
-            f"{option} {name!r}: no such device; one such as auto, cpu, cuda or cuda:1"
-        ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise TrainingError(f"{option} {name!r}: only cpu and cuda are supported")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and not found:
-        raise TrainingError(f"{option} {name}: torch {torch.__version__} finds no CUDA device here")
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise TrainingError(f"{option} {name}: there are cuda:0 to cuda:{found - 1} here")
-    return device
 
 
 def create_trainer(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from maskcls.checkpoints import find_checkpoint, is_finished
-from maskcls.config import MACHINE_FIELDS, TrainConfig, read_yaml
+from maskcls.config import MACHINE_FIELDS, TrainConfig, read_yaml, with_changes
+from maskcls.devices import settled
 from maskcls.errors import CheckpointError
 from maskcls.folds import (
     FOLDS_FILE,
@@ -21,16 +22,9 @@ from maskcls.folds import (
     write_group,
 )
 from maskcls.launch import refuse_several
-from maskcls.training.engines import resolve_device, resolve_precision
 from maskcls.training.interruption import end_by
 from maskcls.training.paths import increment_path
-from maskcls.training.run import (
-    RunResult,
-    refuse_differences,
-    resume,
-    train,
-    with_changes,
-)
+from maskcls.training.run import RunResult, refuse_differences, resume, train
 
 
 def start_group(config: TrainConfig) -> Path:
@@ -38,13 +32,11 @@ def start_group(config: TrainConfig) -> Path:
 
     Raises:
         ConfigError: several processes of torchrun.
-        TrainingError: a device or a precision that cannot be had.
+        ProviderError: a device or a precision that cannot be had.
     """
     refuse_several("a group of folds")
-    # Settled here, so that all folds have the same, on whichever machine they go on.
-    precision = resolve_precision(config.precision, resolve_device(config.device)).name
     group = increment_path(Path(config.model_dir) / config.task / config.name)
-    write_group(group, dataclasses.replace(config, name=group.name, precision=precision))
+    write_group(group, dataclasses.replace(settled(config), name=group.name))
     return group
 
 

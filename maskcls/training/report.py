@@ -13,6 +13,7 @@ from maskcls.config import TrainConfig
 from maskcls.data.augmentation import BaseAugmentation
 from maskcls.data.datasets import Item, MaskBaseDataset
 from maskcls.data.loaders import Batch
+from maskcls.devices import Precision
 from maskcls.evaluation.caveats import caveats
 from maskcls.evaluation.mistakes import describe, worst
 from maskcls.evaluation.report import (
@@ -26,7 +27,6 @@ from maskcls.evaluation.report import (
 )
 from maskcls.labels import softmax
 from maskcls.provenance import fingerprint
-from maskcls.training.engines import Precision
 
 
 # A network is made with random weights, and a loader draws a seed.

@@ -31,7 +31,7 @@ from maskcls.checkpoints import (
     read_checkpoint,
     remove_left_over_of,
 )
-from maskcls.config import MACHINE_FIELDS, TrainConfig, differences, read_yaml, to_yaml
+from maskcls.config import TrainConfig, differences, read_yaml, to_yaml, with_changes
 from maskcls.data.augmentation import BaseAugmentation, create_augmentation
 from maskcls.data.datasets import DATASETS, MaskSplitByProfileDataset
 from maskcls.data.fixes import Fix, read_fixes
@@ -54,6 +54,7 @@ from maskcls.data.targets import (
     step_centres,
     steps_per_group,
 )
+from maskcls.devices import resolve_device, resolve_precision
 from maskcls.errors import (
     CheckpointError,
     ConfigError,
@@ -66,6 +67,7 @@ from maskcls.evaluation.report import REPORT
 from maskcls.files import locked, write_atomic
 from maskcls.folds import is_group
 from maskcls.labels import get_task
+from maskcls.launch import command_line
 from maskcls.losses import (
     AuxiliaryLoss,
     balanced_weights,
@@ -86,8 +88,6 @@ from maskcls.training.calibration import ValidationCalibration, describe
 from maskcls.training.engines import (
     create_evaluator,
     create_trainer,
-    resolve_device,
-    resolve_precision,
 )
 from maskcls.training.handlers import EpochEnded, setup_handlers
 from maskcls.training.interruption import Interruption
@@ -276,14 +276,6 @@ def _load_same_data(
             "data of the run, or start a new one without --resume"
         )
     return data
-
-
-def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """A config with the values of the call that goes on with it."""
-    chosen = {  # what `auto` came to was settled at the beginning
-        name: value for name, value in changes.items() if value != "auto" or name in MACHINE_FIELDS
-    }
-    return TrainConfig.from_dict({**config.to_dict(), **chosen})
 
 
 @dataclass(frozen=True)
@@ -537,7 +529,8 @@ class _Session:
         except (KeyboardInterrupt, SystemExit):
             # Of a group, whoever trains it says so.
             if given is None and (folder / "last.pt").is_file() and not is_group(folder.parent):
-                self.say(f"interrupted; go on with: maskcls-train --resume {folder}")
+                command = command_line(["maskcls-train", "--resume", folder])
+                self.say(f"interrupted; go on with: {command}")
             raise
         return _result(
             {name: state.state_dict() for name, state in states.items()},

@@ -30,6 +30,7 @@ from maskcls.data.fixes import Fix, write_fixes
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
+from maskcls.devices import resolve_precision
 from maskcls.evaluation import out_of_fold
 from maskcls.evaluation.folds_report import report_folds
 from maskcls.evaluation.report import Report, write_report
@@ -39,7 +40,6 @@ from maskcls.labels import ATTRIBUTES, TASKS, softmax
 from maskcls.manifest import Manifest
 from maskcls.provenance import fingerprint, read_provenance
 from maskcls.training import handlers
-from maskcls.training.engines import resolve_precision
 from maskcls.training.folds import start_group
 from tests.seen import add_seen
 

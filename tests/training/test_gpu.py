@@ -9,9 +9,9 @@ import torch
 
 from maskcls.config import resolve
 from maskcls.data.sample import make_sample
+from maskcls.devices import resolve_precision
 from maskcls.models import load_model
 from maskcls.training import train
-from maskcls.training.engines import resolve_precision
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,6 +21,10 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from maskcls import models
 from maskcls.checkpoints import file_digest, read_checkpoint
@@ -29,13 +33,13 @@ from maskcls.data.loaders import validation_loader
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.targets import auxiliary_sizes
+from maskcls.devices import resolve_precision
 from maskcls.errors import ConfigError, DataError, TrainingError
 from maskcls.images import decode, read_bytes
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
 from maskcls.models import load_model, predict_logits
 from maskcls.training import RunResult, engines, handlers, increment_path, run, train
-from maskcls.training.engines import resolve_precision
 from tests.training import small
 
 DataDir = Callable[..., Path]
@@ -279,6 +283,40 @@ def test_the_best_weights_are_the_averaged_ones(
     assert same(best["model"], last["ema"])
     assert not same(best["model"], last["model"])
     assert "ema" not in best
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_averaged_weights_by_hand(data: Path, tmp_path: Path) -> None:
+    """Each step's weights count as much as `ema_decay` says, the early ones' more."""
+    weights: list[list[torch.Tensor]] = []  # those that it began with, and after each step
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        weights.append([p.detach().clone() for p in parameters])
+
+    def note_first(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not weights:
+            note(optimizer)
+
+    hooks = register_optimizer_step_pre_hook(note_first), register_optimizer_step_post_hook(note)
+    try:
+        folder = fit(data, tmp_path, ema_decay=0.6, epochs=2, lr=0.001).folder
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = read_checkpoint(folder / "last.pt")
+    average, *ended = weights
+    assert len(ended) == last["trainer"]["iteration"] > 6  # where 1 - 0.6 is the larger share
+    for step, present in enumerate(ended, 1):
+        share = max(1 - 0.6, 4 / (4 + step))
+        pairs = zip(average, present, strict=True)
+        average = [(1 - share) * mean + share * now for mean, now in pairs]
+    trained = [
+        next(n for n, value in last["model"].items() if torch.equal(value, now))
+        for now in ended[-1]
+    ]
+    for name, expected in zip(trained, average, strict=True):
+        torch.testing.assert_close(last["ema"][name], expected)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
