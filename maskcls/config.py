@@ -263,10 +263,6 @@ class TrainConfig:
                 f"age_loss {self.age_loss}: needs soften_age above 0, with which ages are learnt; "
                 "without it their groups are"
             )
-        if self.task == "multi" and self.age_loss != "distribution":
-            raise ConfigError(
-                f"age_loss {self.age_loss}: is of task age; multi learns the 18 classes as they are"
-            )
         if self.fold is not None and self.folds is None:
             raise ConfigError("fold and folds go together: --fold 0 --folds 5")
         if self.folds is not None and self.folds < 2:
@@ -446,7 +442,13 @@ def resolve(
     """
     get_task(task)
     own = file_values(file or {}, task)
-    return TrainConfig.from_dict(PRESETS[start][task] | own | dict(flags or {}) | {"task": task})
+    config = TrainConfig.from_dict(PRESETS[start][task] | own | dict(flags or {}) | {"task": task})
+    # Not in TrainConfig: earlier versions took no notice of it, and their runs can still be read.
+    if task == "multi" and config.age_loss != "distribution":
+        raise ConfigError(
+            f"age_loss {config.age_loss}: is of task age; multi learns the 18 classes as they are"
+        )
+    return config
 
 
 def file_values(file: Mapping[str, Any], task: str) -> dict[str, Any]:

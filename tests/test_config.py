@@ -283,7 +283,8 @@ def test_a_loss_of_ages_needs_ages(loss: str) -> None:
     with pytest.raises(ConfigError, match=f"age_loss {loss}: needs soften_age above 0"):
         TrainConfig(task="age", age_loss=loss)
     with pytest.raises(ConfigError, match=f"age_loss {loss}: is of task age"):
-        TrainConfig(task="multi", age_loss=loss, soften_age=4.0)
+        resolve("multi", "scratch", flags={"age_loss": loss})
+    assert TrainConfig(task="multi", age_loss=loss, soften_age=4.0).age_loss == loss  # of old
 
 
 NUMBERS = [name for name in FIELDS if type(FIELDS[name].default) is float] + [

@@ -129,7 +129,7 @@ def create_trainer(
         if not value - value == 0:  # NaN or infinite
             raise TrainingError(
                 f"the loss is {value} at epoch {epoch}, iteration {engine.state.iteration}; "
-                "a lower --lr or --clip-norm 1 may help. The checkpoints from before it are kept"
+                "a lower --lr or --clip-norm 1 may help. What was saved before it is kept"
             )
         scaler.unscale_(optimizer)
         if clip_norm:
@@ -185,7 +185,7 @@ def create_evaluator(
         if not torch.isfinite(logits).all():
             raise TrainingError(
                 "the network answers some pictures with NaN or infinity; a lower --lr or "
-                "--clip-norm 1 may help. The checkpoints from before it are kept"
+                "--clip-norm 1 may help. What was saved before it is kept"
             )
         return {"logits": logits, "target": target.to(device), "indices": indices}
 
