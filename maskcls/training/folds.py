@@ -24,13 +24,7 @@ from maskcls.launch import refuse_several
 from maskcls.training.engines import resolve_device, resolve_precision
 from maskcls.training.interruption import end_by
 from maskcls.training.paths import increment_path
-from maskcls.training.run import (
-    RunResult,
-    refuse_differences,
-    resume,
-    train,
-    with_changes,
-)
+from maskcls.training.run import RunResult, refuse_differences, resume, train, with_changes
 
 
 def start_group(config: TrainConfig) -> Path:
