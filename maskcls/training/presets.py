@@ -13,7 +13,7 @@ from maskcls.errors import WeightsError
 from maskcls.folds import start_of
 from maskcls.labels import get_task
 from maskcls.manifest import ENSEMBLE
-from maskcls.training.run import class_weights
+from maskcls.training.objective import class_weights
 from maskcls.weights import find_start, model_of
 
 

@@ -39,7 +39,9 @@ from maskcls.images import decode, read_bytes
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
 from maskcls.models import load_model, predict_logits
-from maskcls.training import RunResult, engines, handlers, increment_path, run, train
+from maskcls.training import RunResult, engines, handlers, increment_path, objective, run, train
+from maskcls.training.data import load_data
+from maskcls.training.objective import Objective
 from tests.training import small
 
 DataDir = Callable[..., Path]
@@ -224,7 +226,7 @@ def test_a_report_leaves_random_numbers_and_the_run_as_they_were(
     data: Path, done: RunResult
 ) -> None:
     config = TrainConfig.from_dict(read_yaml(done.folder / "config.yaml"))
-    val_loader = validation_loader(run._load_data(config, str).val, config.batch_size * 2)
+    val_loader = validation_loader(load_data(config, str).val, config.batch_size * 2)
     page = (done.folder / "report.html").read_bytes()
     files = {p: p.read_bytes() for p in done.folder.iterdir() if p.name != "report.html"}
     (done.folder / "report.html").unlink()
@@ -537,9 +539,9 @@ def test_rare_partners_make_classes_as_likely_whatever_is_sampled(
 ) -> None:
     """`left`: of the imbalance, as a power of the counts, once sampling has drawn the batch."""
     config = config_of(data, tmp_path, sampling=sampling, mixup=0.3, mix_rare=True)
-    loaded = run._load_data(config, str)
-    mixing = run._Session(config, loaded, torch.device("cpu"), str)._mixing(config)
-    assert mixing.rarity is not None
+    loaded = load_data(config, str)
+    mixing = Objective(config, loaded).mixing()
+    assert mixing is not None and mixing.rarity is not None
     labels = loaded.dataset.labels
     counts = np.bincount(labels[loaded.train.indices])
     assert len(set(counts[counts > 0])) > 1
@@ -601,7 +603,7 @@ def test_a_loss_that_explodes_keeps_the_checkpoints(
             Exploding.calls += torch.is_grad_enabled()
             return super().forward(logits, target) * (value if Exploding.calls == at else 1.0)
 
-    monkeypatch.setattr(run, "create_criterion", lambda *a, **k: Exploding())
+    monkeypatch.setattr(objective, "create_criterion", lambda *a, **k: Exploding())
     epochs, _ = divmod(at - 1, 4)
     with pytest.raises(
         TrainingError,
