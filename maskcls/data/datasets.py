@@ -6,7 +6,7 @@ class, and a split is always by person.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -148,13 +148,6 @@ class AgeDataset(MaskSplitByProfileDataset):
     """Labelled for `age`, 3 classes."""
 
     task = TASKS["age"]
-
-
-DATASETS: Mapping[str, type[MaskSplitByProfileDataset]] = {
-    "mask_gender": MaskGenderDataset,
-    "age": AgeDataset,
-}
-"""The data sets of the two branches; the other tasks take `MaskSplitByProfileDataset`."""
 
 
 class TestDataset(Dataset[tuple[Tensor, int]]):

@@ -42,7 +42,7 @@ class Objective:
         """`weights`: those of the classes that a resumed run began with.
 
         Raises:
-            ConfigError, CheckpointError: the option's weights cannot be had, or are others.
+            ConfigError: the option's weights cannot be had.
         """
         self.config = config
         self.data = data
@@ -55,10 +55,25 @@ class Objective:
             labels[torch.tensor(data.train.indices)], minlength=self.task.num_classes
         )
         self.class_weights = (
-            class_weights(config.class_weights, self.counts)
-            if weights is None
-            else _same_weights(weights, config.class_weights, self.counts)
+            class_weights(config.class_weights, self.counts) if weights is None else weights
         )
+
+    def refuse_other_weights(self, folder: Path) -> None:
+        """Of a run in that folder that goes on. The file of its weights may be gone.
+
+        Raises:
+            CheckpointError: the option gives other class weights than the run began with.
+        """
+        before, option = self.class_weights, self.config.class_weights
+        if before is None:
+            return
+        with suppress(ConfigError):
+            now = class_weights(option, self.counts)
+            if now is None or not torch.equal(now, before):
+                raise CheckpointError(
+                    f"{folder}: class_weights {option}: the run began with {before.tolist()}; put "
+                    "them back, or start a new run without --resume"
+                )
 
     def criterion(self) -> nn.Module:
         """What is minimised: the loss of all that is learnt."""
@@ -148,19 +163,3 @@ def class_weights(option: str, counts: Tensor) -> Tensor | None:
             f"class_weights {option}: needs {len(counts)} numbers above 0, has {values}"
         )
     return torch.tensor(values, dtype=torch.float32)
-
-
-def _same_weights(before: Tensor, option: str, counts: Tensor) -> Tensor:
-    """What a run began with. Its file may be gone.
-
-    Raises:
-        CheckpointError: the option gives other ones now.
-    """
-    with suppress(ConfigError):
-        now = class_weights(option, counts)
-        if now is None or not torch.equal(now, before):
-            raise CheckpointError(
-                f"class_weights {option}: the run began with {before.tolist()}; put them back, or "
-                "start a new run without --resume"
-            )
-    return before

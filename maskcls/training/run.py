@@ -192,6 +192,7 @@ def resume(
     with idist.one_rank_first(local=True):
         data = load_same_data(folder, wanted, manifest, say)
     session = _Session(wanted, data, device, say, content.get("class_weights"))
+    session.objective.refuse_other_weights(folder)
     if content.get("pictures", pictures := data.pictures_digest()) != pictures:
         raise CheckpointError(
             f"{folder}: its pictures come in another order than when it began, so that some would "
@@ -218,7 +219,7 @@ class _Session:
         """`weights`: those of the classes that a resumed run began with.
 
         Raises:
-            ConfigError, CheckpointError: the option's weights cannot be had, or are others.
+            ConfigError: the option's weights cannot be had.
         """
         self.config = config
         self.data = data

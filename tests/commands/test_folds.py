@@ -136,8 +136,15 @@ def test_a_start_that_has_seen_who_validates_is_refused(
     assert f"{start}: was trained on 5 of the 5 people who validate here, first: " in line
     assert not (tmp_path / "models" / "age").exists()  # nothing is left behind
     assert train.main([*argv, "--fold", "1"]) == 0
+    # One on both sides of the data is no fault of the start.
+    table = read_split(groups[0] / "fold1" / "split.csv")
+    person, learnt = (min(people_of(table, side)) for side in ("val", "train"))
+    copied = tmp_path / "copied"
+    shutil.copytree(data, copied)
+    shutil.copy(*(next((copied / "images" / p).glob("normal.*")) for p in (learnt, person)))
+    both = [*options(copied, tmp_path / "models"), "--task", "age", "--weights", str(start)]
+    assert train.main([*both, "--fold", "1"]) == 0
     # The same pictures in a folder of another name.
-    person = min(people_of(read_split(groups[0] / "fold1" / "split.csv"), "val"))
     picture = min((data / "images" / person).iterdir())
     other = tmp_path / "other.pt"
     shutil.copy(start, other)

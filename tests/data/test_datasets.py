@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch.utils.data import Subset
 
 from maskcls.data.datasets import (
-    DATASETS,
     AgeDataset,
     MaskBaseDataset,
     MaskGenderDataset,
@@ -25,7 +24,7 @@ from maskcls.data.loaders import EpochBatches, Share, training_loader, validatio
 from maskcls.data.sample import make_sample
 from maskcls.errors import DataError, PictureError
 from maskcls.images import read_image
-from maskcls.labels import BRANCHES, TASKS
+from maskcls.labels import TASKS
 from maskcls.preprocessing import PreprocessSpec
 
 SPEC = PreprocessSpec(32, 32)
@@ -98,11 +97,6 @@ def test_every_class_has_its_task(root: Path, cls: type[MaskBaseDataset], task: 
     data = make(root, cls)
     assert data.task is TASKS[task]
     assert [int(v) for v in data.labels] == [class_by_hand(task, path) for path in data.paths]
-
-
-def test_branches_have_their_data_sets() -> None:
-    assert tuple(DATASETS) == BRANCHES
-    assert all(DATASETS[name].task.name == name for name in DATASETS)
 
 
 def test_two_data_sets_share_nothing(root: Path) -> None:

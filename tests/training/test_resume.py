@@ -389,6 +389,10 @@ def test_weights_of_classes_are_those_that_the_run_began_with(data: Path, tmp_pa
     file.unlink()
     resume(run, say=lambda _: None)
     assert read_checkpoint(run / "last.pt")["class_weights"].tolist() == [1, 2, 3]
+    file.write_text("1\n2\n4\n")  # of no use to one that is over
+    (run / "report.html").unlink()
+    assert resume(run, say=lambda _: None).epochs == 3
+    assert (run / "report.html").is_file()
 
 
 def test_moved_data_and_another_machine_are_accepted(
