@@ -103,13 +103,9 @@ class _Scored:
     @property
     def revisions(self) -> list[str]:
         """Which versions of the project trained them."""
-        from maskcls.checkpoints import read_checkpoint
-        from maskcls.manifest import Manifest
+        from maskcls.checkpoints import read_manifest
 
-        manifests = (
-            Manifest.from_json(read_checkpoint(path)["manifest"]) for path in self.checkpoints
-        )
-        return sorted({manifest.git_revision for manifest in manifests})
+        return sorted({read_manifest(path).git_revision for path in self.checkpoints})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -247,11 +243,10 @@ def score_calibrated(base: _Scored, tasks: Sequence[str], kind: str) -> _Scored:
     four."""
     import numpy as np
 
-    from maskcls.checkpoints import read_checkpoint
+    from maskcls.checkpoints import read_manifest
     from maskcls.data.runs import labelled_pictures, people_of_run
     from maskcls.evaluation.calibration import calibrated
     from maskcls.labels import TASKS, combine, softmax
-    from maskcls.manifest import Manifest
     from maskcls.training.calibration import calibrate
 
     found = base.answers
@@ -262,7 +257,7 @@ def score_calibrated(base: _Scored, tasks: Sequence[str], kind: str) -> _Scored:
         task = TASKS[name]
         logits = np.log(np.maximum(probabilities_of(found, task), np.finfo(np.float32).tiny))
         if name in tasks:
-            manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
+            manifest = read_manifest(checkpoint)
             learnt = labelled_pictures(people_of_run(checkpoint, manifest, "train"))
             classes = task.from_multi(np.array([label for _, label in learnt]))
             counts = np.bincount(classes, minlength=task.num_classes)

@@ -387,15 +387,12 @@ def expert(job: Job) -> Run:
     from torch.utils.data import DataLoader
 
     from benchmarks.peers import TensorPictures, classify, create_peer
-    from maskcls.checkpoints import read_checkpoint
+    from maskcls.checkpoints import read_manifest
     from maskcls.labels import MULTI
-    from maskcls.manifest import Manifest
     from maskcls.runtime.sources import list_pictures
 
     sources = list(list_pictures(Path(job.images)))
-    manifests = [
-        Manifest.from_json(read_checkpoint(Path(path))["manifest"]) for path in job.checkpoints
-    ]
+    manifests = [read_manifest(Path(path)) for path in job.checkpoints]
     spec = manifests[0].preprocess
     if any(manifest.preprocess != spec for manifest in manifests):
         raise ConfigError("the networks take pictures of different sizes; leave it out with --ways")

@@ -70,6 +70,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return open_checkpoint(path)[0]
 
 
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of what `read_checkpoint` reads.
+
+    Raises:
+        CheckpointError: as there; or a manifest that this version does not know.
+    """
+    return Manifest.from_json(read_checkpoint(path)["manifest"])
+
+
 def open_checkpoint(path: Path) -> tuple[dict[str, Any], Path]:
     """The content of `path`, or, where that is damaged or gone, of the previous save; and the file
     that it was read from.

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskcls.checkpoints import file_digest, find_checkpoint, open_checkpoint
+from maskcls.checkpoints import find_checkpoint
 from maskcls.errors import CheckpointError
 from maskcls.evaluation.gradcam import grad_cam
 from maskcls.evaluation.mistakes import Viewer
 from maskcls.folds import is_group
 from maskcls.labels import BRANCHES, TASKS, combine, require_all_attributes, softmax
 from maskcls.manifest import ENSEMBLE, is_greedy, networks_within
-from maskcls.models import Answer, Ensemble, channels_last, restore_model
+from maskcls.models import Answer, Ensemble, channels_last, open_trained
 from maskcls.preprocessing import PreprocessSpec
-from maskcls.provenance import ModelFile
+from maskcls.provenance import ModelFile, seen_by_all
 
 BEST = "best.pt"
 COMPLETE = (BRANCHES, ("multi",), ("mask", "gender", "age"))
@@ -48,41 +48,36 @@ class TorchClassifier:
         self._device = device
         self.provider = device.type
         self.lanes = 1
-        opened = [open_checkpoint(path) for path in paths]
-        contents = [content for content, _ in opened]
-        restored = [restore_model(content, path) for content, path in opened]
+        networks = [open_trained(path) for path in paths]
+        manifests = [network.manifest for network in networks]
         self._networks = [
             Answer(
-                channels_last(model),
-                manifest if calibrated else replace(manifest, calibration=None),
+                channels_last(network.model),
+                network.manifest if calibrated else replace(network.manifest, calibration=None),
             )
             .to(device)
             .eval()
-            for model, manifest in restored
+            for network in networks
         ]
-        self._tasks = [manifest.get_task() for _, manifest in restored]
+        self._tasks = [manifest.get_task() for manifest in manifests]
         self.tasks = tuple(task.name for task in self._tasks)
         self.calibrated: tuple[str, ...] = tuple(  # tasks whose network, or a member of it, is
             manifest.task
-            for _, manifest in restored
+            for manifest in manifests
             if any(one.calibration is not None for one in networks_within(manifest))
             and (calibrated or manifest.model == ENSEMBLE)
         )
         self.greedy: tuple[str, ...] = tuple(  # tasks whose network has a greedy soup in it
-            manifest.task for _, manifest in restored if is_greedy(manifest)
+            manifest.task for manifest in manifests if is_greedy(manifest)
         )
         if complete:
             require_all_attributes(self._tasks, paths)
-        self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for _, m in restored)
+        self.specs: tuple[PreprocessSpec, ...] = tuple(m.preprocess for m in manifests)
         self.models = tuple(
-            ModelFile(task.name, str(path), file_digest(path))
-            for task, (_, path) in zip(self._tasks, opened, strict=True)
+            ModelFile(network.manifest.task, str(network.source), network.sha256)
+            for network in networks
         )
-        self.trained_on: frozenset[int] | None = frozenset(
-            value for content in contents for value in content.get("seen", torch.empty(0)).tolist()
-        )
-        if any("seen" not in content for content in contents):
-            self.trained_on = None
+        self.trained_on = seen_by_all(network.seen for network in networks)
         self._norms = [
             tuple(
                 torch.tensor(values, device=device).view(1, 3, 1, 1) * 255

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torchvision.models import vgg
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from maskcls.baseline import BaseModel
-from maskcls.checkpoints import read_checkpoint
+from maskcls.checkpoints import file_digest, open_checkpoint, read_checkpoint
 from maskcls.config import MODEL_NAMES
 from maskcls.convolutions import quicken
 from maskcls.errors import CheckpointError, ConfigError, WeightsError, unknown
@@ -214,6 +215,30 @@ def model_from_manifest(manifest: Manifest) -> nn.Module:
         return _build(manifest.model, manifest.get_task().num_classes, manifest.model_args)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"manifest: {manifest.model} cannot be built: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network out of its checkpoint."""
+
+    path: Path  # as it was asked for: beside it lie the other files of its run
+    source: Path  # the file that was read: the previous save, where `path` is damaged
+    sha256: str  # of `source`
+    manifest: Manifest
+    model: nn.Module  # in evaluation mode, on the CPU
+    seen: frozenset[int] | None  # fingerprints of whom it was trained on; None: it does not say
+
+
+def open_trained(path: Path) -> Trained:
+    """The network in a checkpoint, and all that is to be known of it.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    content, source = open_checkpoint(path)
+    model, manifest = restore_model(content, source)
+    seen = frozenset(content["seen"].tolist()) if "seen" in content else None
+    return Trained(path, source, file_digest(source), manifest, model, seen)
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Manifest]:

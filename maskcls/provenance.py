@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,16 @@ was trained on itself."""
 def names_all(trained_on: frozenset[int] | None) -> bool:
     """Whether fingerprints are of everybody that a network has seen; None are of nobody."""
     return trained_on is not None and OTHERS not in trained_on
+
+
+def seen_by_all(sets: Iterable[frozenset[int] | None]) -> frozenset[int] | None:
+    """Whom networks have seen, taken together; None where one of them does not say."""
+    whole: frozenset[int] = frozenset()
+    for seen in sets:
+        if seen is None:
+            return None
+        whole |= seen
+    return whole
 
 
 def _sha256(path: Path) -> str:

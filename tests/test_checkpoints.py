@@ -22,6 +22,7 @@ from maskcls.checkpoints import (
     load_plain,
     previous_path,
     read_checkpoint,
+    read_manifest,
     save_checkpoint,
 )
 from maskcls.config import TrainConfig
@@ -360,3 +361,4 @@ def test_a_file_of_format_1_is_read_for_ever(tmp_path: Path) -> None:
     expected = [[10.2779, 5.1265, 10.6299], [10.4202, 5.3385, 10.7865], [7.6491, 3.5206, 7.7276]]
     torch.testing.assert_close(answers, torch.tensor(expected), atol=0.01, rtol=0)
     assert read_checkpoint(file)["seen"].tolist() == [-5, 7, 9]
+    assert read_manifest(file) == manifest

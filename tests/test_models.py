@@ -13,7 +13,7 @@ from efficientnet_pytorch import EfficientNet
 from torch import nn
 from torchvision.models import get_model
 
-from maskcls.checkpoints import save_checkpoint
+from maskcls.checkpoints import file_digest, previous_path, save_checkpoint
 from maskcls.config import MODEL_NAMES
 from maskcls.errors import CheckpointError, ConfigError, WeightsError
 from maskcls.labels import TASKS
@@ -27,6 +27,7 @@ from maskcls.models import (
     load_weights,
     model_args,
     model_from_manifest,
+    open_trained,
     predict_logits,
     restore_model,
 )
@@ -336,6 +337,24 @@ def test_load_model_falls_back_with_a_warning(run: tuple[Path, nn.Module]) -> No
     with pytest.warns(UserWarning, match="best.prev.pt instead"):
         loaded, _ = load_model(folder)
     assert torch.equal(loaded(pictures()), model(pictures()))
+
+
+def test_a_trained_network_is_of_the_file_that_was_read(run: tuple[Path, nn.Module]) -> None:
+    folder, model = run
+    best = folder / "best.pt"
+    content = {"manifest": manifest_of("resnet18").to_json(), "model": model.state_dict()}
+    save_checkpoint(content | {"seen": torch.tensor([-5, 3])}, best)
+    trained = open_trained(best)
+    assert (trained.path, trained.source, trained.sha256) == (best, best, file_digest(best))
+    assert (trained.manifest, trained.seen) == (manifest_of("resnet18"), {-5, 3})
+    assert not trained.model.training
+    assert torch.equal(trained.model(pictures()), model(pictures()))
+    best.write_bytes(b"")
+    with pytest.warns(UserWarning, match="best.prev.pt instead"):
+        trained = open_trained(best)
+    before = previous_path(best)
+    assert (trained.path, trained.source, trained.sha256) == (best, before, file_digest(before))
+    assert trained.seen is None  # it does not say
 
 
 @pytest.mark.parametrize(

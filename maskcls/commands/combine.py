@@ -63,11 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = build_parser().parse_args(argv)
-    from maskcls.checkpoints import find_checkpoint, read_checkpoint
+    from maskcls.checkpoints import find_checkpoint, read_manifest
     from maskcls.classifier import BEST
     from maskcls.devices import resolve_device
     from maskcls.evaluation.out_of_fold import require_folds
-    from maskcls.manifest import Manifest
     from maskcls.training.combine import combine_runs
 
     tasks: dict[str, list[Path]] = {}
@@ -76,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_group(run) and find_checkpoint(checkpoint) is None:
             raise CheckpointError(f"{run}: no run folder, checkpoint or group of folds")
         for file in require_folds(run) if is_group(run) else [checkpoint]:
-            task = Manifest.from_json(read_checkpoint(file)["manifest"]).task
-            tasks.setdefault(task, []).append(file)
+            tasks.setdefault(read_manifest(file).task, []).append(file)
     models = args.model_dir or env_default("SM_MODEL_DIR") or Path("runs")
     for task, checkpoints in tasks.items():
         found = combine_runs(

@@ -150,14 +150,10 @@ def _require_task(option: str, run: Path | None, task: str) -> None:
     """
     if run is None:
         return
-    from maskcls.checkpoints import read_checkpoint
+    from maskcls.checkpoints import read_manifest
     from maskcls.classifier import find_checkpoints
-    from maskcls.manifest import Manifest
 
-    found = [
-        Manifest.from_json(read_checkpoint(path)["manifest"]).task
-        for path in find_checkpoints([run])
-    ]
+    found = [read_manifest(path).task for path in find_checkpoints([run])]
     if found != [task]:
         raise ConfigError(
             f"{option} {run}: holds {' and '.join(found)}, not one run of {task}; name its run "

@@ -18,37 +18,62 @@ from maskcls.labels import MULTI
 from maskcls.manifest import Manifest
 
 
-def people_of_run(
-    checkpoint: Path, manifest: Manifest, side: str, way_out: str = "train a new one"
-) -> list[Profile]:
-    """One side, `train` or `val`, of the split that a checkpoint in a run folder was trained with,
-    labels corrected as they were then. `way_out`: what messages advise.
+def split_beside(checkpoint: Path) -> str:
+    """The text of the `split.csv` in a checkpoint's folder.
 
     Raises:
-        DataError: its split or its pictures are not where they were, or somebody of that side has
-            other labels or pictures than then.
+        DataError: there is none.
     """
     table = checkpoint.parent / "split.csv"
     try:
-        text = read_split(table)
+        return read_split(table)
     except OSError:
-        raise DataError(f"{table}: no split of the run beside its checkpoint; {way_out}") from None
+        raise DataError(f"{table}: no split of the run beside its checkpoint") from None
+
+
+def split_of_run(checkpoint: Path, manifest: Manifest) -> str:
+    """The text of the `split.csv` that a checkpoint in a run folder was trained with.
+
+    Raises:
+        DataError: it is gone, or another lies there.
+    """
+    text = split_beside(checkpoint)
     if split_hash(text) != manifest.split_hash:
-        raise DataError(f"{table}: is not the split of {checkpoint}; {way_out}")
-    names = people_of(text, side)
+        raise DataError(f"{checkpoint.parent / 'split.csv'}: is not the split of {checkpoint}")
+    return text
+
+
+def people_of_run(
+    checkpoint: Path, manifest: Manifest, *sides: str, way_out: str = "train a new one"
+) -> list[Profile]:
+    """These sides, `train`, `val` or both, of the split that a checkpoint in a run folder was
+    trained with, labels corrected as they were then. `way_out`: what messages advise.
+
+    Raises:
+        DataError: its split or its pictures are not where they were, or somebody of these sides has
+            other labels or pictures than then.
+    """
+    try:
+        table = split_of_run(checkpoint, manifest)
+    except DataError as error:
+        raise DataError(f"{error}; {way_out}") from None
     try:
         people = read_all_profiles(data_folders(checkpoint, manifest))
     except (DataError, ConfigError, KeyError) as error:
         raise DataError(f"the pictures of {checkpoint} are gone: {error}; {way_out}") from None
     fixed = apply_fixes(people, [Fix(**fix) for fix in manifest.fixes])
-    own = [person for person in fixed if person.person in names]
-    changed = changed_people(text, side, own) or _repainted(text, side, own)
-    if changed:
-        raise DataError(
-            f"{len(changed)} people of {checkpoint} are gone, or have other labels or pictures "
-            f"than it was trained with, first: {changed[0]}; {way_out}"
-        )
-    return own
+    found = []
+    for side in sides:
+        names = people_of(table, side)
+        own = [person for person in fixed if person.person in names]
+        changed = changed_people(table, side, own) or _repainted(table, side, own)
+        if changed:
+            raise DataError(
+                f"{len(changed)} people of {checkpoint} are gone, or have other labels or pictures "
+                f"than it was trained with, first: {changed[0]}; {way_out}"
+            )
+        found += own
+    return found
 
 
 def _repainted(table: str, side: str, people: Sequence[Profile]) -> list[str]:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from maskcls.checkpoints import find_checkpoint, is_finished, read_checkpoint
+from maskcls.checkpoints import find_checkpoint, is_finished, read_manifest
 from maskcls.classifier import BEST, TorchClassifier
 from maskcls.data.profiles import Profile, locate
-from maskcls.data.runs import data_folders, labelled_pictures, people_of_run
-from maskcls.data.splits import encode_table, people_of, read_split
+from maskcls.data.runs import data_folders, labelled_pictures, people_of_run, split_beside
+from maskcls.data.splits import encode_table, people_of
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.oof import COLUMNS, OOF_FILE
 from maskcls.evaluation.people import Interval, intervals
@@ -118,7 +118,7 @@ def answer_out_of_fold(
     models: list[ModelFile] = []
     unreadable, seen, unknown = 0, 0, False
     for fold, checkpoint in enumerate(checkpoints):
-        manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
+        manifest = read_manifest(checkpoint)
         # A fold's calibration was fitted on the people who are answered here.
         engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
         profiles = people_of_run(checkpoint, manifest, "val")
@@ -277,13 +277,9 @@ def _require_partition(group: Path, checkpoints: Sequence[Path]) -> None:
     everybody: set[str] = set()
     answered: list[str] = []
     for checkpoint in checkpoints:
-        table = checkpoint.parent / "split.csv"
-        try:
-            text = read_split(table)
-        except OSError:
-            raise DataError(f"{table}: no split of the run beside its checkpoint") from None
-        answered += people_of(text, "val")
-        everybody |= people_of(text, "val") | people_of(text, "train")
+        table = split_beside(checkpoint)
+        answered += people_of(table, "val")
+        everybody |= people_of(table, "val") | people_of(table, "train")
     if len(answered) != len(everybody) or set(answered) != everybody:
         raise DataError(
             f"{group}: its {len(checkpoints)} folds validate {len(answered)} times one of "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from maskcls.checkpoints import read_checkpoint
+from maskcls.checkpoints import read_manifest
 from maskcls.classifier import TorchClassifier
 from maskcls.data.profiles import Profile
 from maskcls.data.runs import labelled_pictures, people_of_run
@@ -19,7 +19,6 @@ from maskcls.evaluation.mistakes import Viewer, describe, worst
 from maskcls.evaluation.report import Answers, Report, Run, beliefs_of, read_history
 from maskcls.images import read_image
 from maskcls.labels import MULTI
-from maskcls.manifest import Manifest
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches, predict, prepare
 
@@ -46,10 +45,7 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
             hold different labels of somebody.
     """
     people = _common_people(
-        [
-            people_of_run(path, Manifest.from_json(read_checkpoint(path)["manifest"]), "val")
-            for path in checkpoints
-        ]
+        [people_of_run(path, read_manifest(path), "val") for path in checkpoints]
     )
     labels = {str(path): label for path, label in labelled_pictures(people)}
     sources = [Source(name, Path(name)) for name in labels]
@@ -159,7 +155,7 @@ def report_runs(
 
 def described(checkpoint: Path, name: str | None = None) -> Run:
     """The training of a checkpoint that lies in its run folder. `name`: default: its task."""
-    manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
+    manifest = read_manifest(checkpoint)
     folder = checkpoint.parent
     history = read_history(folder / "metrics.csv")
     return Run(name or manifest.task, manifest.model, str(folder), manifest.config, history)

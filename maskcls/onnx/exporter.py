@@ -4,10 +4,9 @@ on real pictures before any of them gets its name."""
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,38 +14,27 @@ import numpy as np
 import onnx
 import torch
 
-from maskcls.checkpoints import file_digest, open_checkpoint
 from maskcls.classifier import TorchClassifier
-from maskcls.data.profiles import Profile, locate, read_profiles
-from maskcls.data.runs import labelled_pictures, people_of_run
-from maskcls.data.splits import read_split, split_hash
-from maskcls.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    ExportError,
-    PictureError,
-    unknown,
-)
+from maskcls.data.runs import split_of_run
+from maskcls.errors import CheckpointError, ConfigError, DataError, ExportError, unknown
 from maskcls.evaluation.report import Answers
 from maskcls.files import remove_left_over, replacing, write_atomic
-from maskcls.images import picture_digest, read_image
-from maskcls.labels import ATTRIBUTES, MULTI, TASKS, Task
+from maskcls.images import picture_digest
+from maskcls.labels import ATTRIBUTES, MULTI, TASKS
 from maskcls.manifest import ONNX_KEY, PRECISIONS, SEEN_KEY, Manifest, OnnxManifest
-from maskcls.models import restore_model
+from maskcls.models import open_trained
 from maskcls.onnx.card import CARD_FILE, Compared, Side, model_card
 from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.fuse import fuse
-from maskcls.onnx.parity import MAX_F1_DROP, Parity, Pictures, compare, load_pictures
+from maskcls.onnx.parity import MAX_F1_DROP, Parity, Pictures, compare
+from maskcls.onnx.pictures import answers_on, calibration_pixels, pictures_to_compare_on
 from maskcls.onnx.quantise import to_fp16, to_int8
 from maskcls.onnx.triton import remove_model, write_repository
-from maskcls.provenance import fingerprint
+from maskcls.provenance import fingerprint, seen_by_all
 from maskcls.runtime.session import open_session, write_seen
-from maskcls.runtime.sources import list_pictures
 
 FUSED_FILE = "maskcls.onnx"
 PARITY_FILE = "parity.json"
-CALIBRATION_PICTURES = 256
 SPARED = (0, 4, 12, 36)
 """Tensors of each network that int8 leaves in float32, from none on: the first number with which
 macro F1 falls by no more than is allowed is taken."""
@@ -70,6 +58,15 @@ class _Network:
     proto: onnx.ModelProto
     sha256: str
     seen: frozenset[int] | None  # as of `Engine.trained_on`
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is to be written under one name."""
+
+    proto: onnx.ModelProto
+    manifest: OnnxManifest
+    seen: frozenset[int] | None  # by any of its networks
 
 
 def export(
@@ -102,105 +99,129 @@ def export(
     """
     if precision not in PRECISIONS:
         raise ConfigError(unknown("precision", precision, PRECISIONS))
-    networks = []
     out.mkdir(parents=True, exist_ok=True)  # or fail before the work, not after it
+    networks = _open_all(checkpoints, say)
+    _require_whole(networks, input_size)
+    complete = _is_complete(networks)
+    first = networks[0]
+    loaded, people, side = pictures_to_compare_on(
+        first.path, first.manifest, pictures, max_pictures, say
+    )
+    reference = TorchClassifier(checkpoints, torch.device("cpu"), complete=complete)
+    files, parity = _smallest_that_passes(
+        networks,
+        reference,
+        loaded,
+        out,
+        precision=precision,
+        input_size=input_size,
+        max_f1_drop=max_f1_drop,
+        say=say,
+    )
+    served = FUSED_FILE if complete else f"{first.manifest.task}.onnx"
+    verdict = (json.dumps(files[served].manifest.parity, indent=1) + "\n").encode()
+    _clear(out, files, served, failed=bool(parity.failures), triton=triton)
+    if parity.failures:
+        write_atomic(out / PARITY_FILE, verdict)
+        raise ExportError(
+            f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
+            f"but {out / PARITY_FILE}"
+        )
+    _write(out, files)
+    task = MULTI if complete else first.manifest.get_task()
+    answers = answers_on(loaded, people, parity.labels, task)
+    _write_card(out, networks, files[served], loaded, answers, side)
+    repository = write_repository(out / served, out) if triton else None
+    write_atomic(out / PARITY_FILE, verdict)  # the last: what it judges is whole
+    written = tuple(out / name for name in files)
+    return ExportResult(written, out / CARD_FILE, parity, repository)
+
+
+def _open_all(checkpoints: Sequence[Path], say: Callable[[str], None]) -> list[_Network]:
+    networks = []
     for path in checkpoints:
-        content, source = open_checkpoint(path)
-        model, manifest = restore_model(content, source)
-        say(f"{manifest.task}: {manifest.model} from {source}")
-        proto = convert(model, manifest)
-        seen = content.get("seen")
-        known = None if seen is None else frozenset(seen.tolist())
-        networks.append(_Network(path, manifest, proto, file_digest(source), known))
+        trained = open_trained(path)
+        manifest = trained.manifest
+        say(f"{manifest.task}: {manifest.model} from {trained.source}")
+        proto = convert(trained.model, manifest)
+        networks.append(_Network(path, manifest, proto, trained.sha256, trained.seen))
+    return networks
+
+
+def _is_complete(networks: Sequence[_Network]) -> bool:
+    """Whether they answer every attribute, once."""
+    answered = [name for n in networks for name in n.manifest.get_task().attributes]
+    return sorted(answered) == sorted(ATTRIBUTES)
+
+
+def _require_whole(networks: Sequence[_Network], input_size: tuple[int, int] | None) -> None:
+    """
+    Raises:
+        CheckpointError: one task twice, or several networks that do not answer everything.
+        ConfigError: an `input_size`, and no fused file that could have it.
+    """
     tasks = [network.manifest.task for network in networks]
     if len(set(tasks)) < len(tasks):
         raise CheckpointError(f"two networks for one task: {', '.join(tasks)}")
-
-    answered = [name for n in networks for name in n.manifest.get_task().attributes]
-    complete = sorted(answered) == sorted(ATTRIBUTES)
-    if len(networks) > 1 and not complete:
+    if _is_complete(networks):
+        return
+    if len(networks) > 1:
         raise CheckpointError(
             f"networks of {' and '.join(tasks)} do not answer {', '.join(ATTRIBUTES)} once each; "
             "give one of each branch, or a single network"
         )
-    if input_size is not None and not complete:
+    if input_size is not None:
         raise ConfigError(
             f"input_size {input_size}: is of {FUSED_FILE}, which needs networks of "
             f"{', '.join(ATTRIBUTES)}; {tasks[0]}.onnx takes what its network takes"
         )
-    listed, people, side = _listed(networks, pictures, max_pictures, say)
-    say(f"comparing with PyTorch on {len(listed)} pictures")
-    loaded = load_pictures(listed, say)
-    if not loaded.images:
-        raise DataError(f"none of {len(listed)} pictures to compare on can be read")
-    reference = TorchClassifier(checkpoints, torch.device("cpu"), complete=complete)
-    calibration = [_calibration(n) if precision == "int8" else None for n in networks]
-    for spared in SPARED if precision == "int8" else (0,):
+
+
+def _smallest_that_passes(
+    networks: Sequence[_Network],
+    reference: TorchClassifier,
+    pictures: Pictures,
+    out: Path,
+    *,
+    precision: str,
+    input_size: tuple[int, int] | None,
+    max_f1_drop: float,
+    say: Callable[[str], None],
+) -> tuple[dict[str, _File], Parity]:
+    """The files by name, what their comparison came to in their manifests, and that. int8 spares
+    more and more tensors until the score holds; where it never does, these are the last try's."""
+    int8 = precision == "int8"
+    pixels = [calibration_pixels(n.path, n.manifest) if int8 else None for n in networks]
+    for spared in SPARED if int8 else (0,):
         converted = [
-            dataclasses.replace(network, proto=_smaller(network.proto, precision, pixels, spared))
-            for network, pixels in zip(networks, calibration, strict=True)
+            replace(network, proto=_smaller(network.proto, precision, own, spared))
+            for network, own in zip(networks, pixels, strict=True)
         ]
-        files = _files(converted, precision, input_size, complete)
+        files = _files(converted, precision, input_size)
         sessions = {
-            name: open_session(proto.SerializeToString(), out / name, "cpu")
-            for name, (proto, _) in files.items()
+            name: open_session(file.proto.SerializeToString(), out / name, "cpu")
+            for name, file in files.items()
         }
         parity = compare(
             reference,
-            tasks,
-            [sessions[f"{task}.onnx"] for task in tasks],
+            reference.tasks,
+            [sessions[f"{task}.onnx"] for task in reference.tasks],
             sessions.get(FUSED_FILE),
-            loaded,
+            pictures,
             precision=precision,
             input_size=input_size,
             max_f1_drop=max_f1_drop,
         )
         if (drop := parity.f1_pytorch - parity.f1_onnx) <= max_f1_drop:
             break
-        if precision == "int8":
+        if int8:
             say(f"int8 costs {drop:.4f} of macro F1 with {spared} tensors spared")
-    verdict = parity.to_dict() | ({"spared_tensors": spared} if precision == "int8" else {})
-    text = (json.dumps(verdict, indent=1) + "\n").encode()
-    # Of an earlier export: it must not pass for this one, nor judge what is half written.
-    names = (*files, FUSED_FILE)
-    served = list(files)[-1]  # the fused file, or the single network
-    stale = [out / PARITY_FILE, out / CARD_FILE]
-    stale += [out / name for name in names if parity.failures or name not in files]
-    for file in stale:
-        file.unlink(missing_ok=True)
-    for name in (*(f"{task}.onnx" for task in TASKS), FUSED_FILE):
-        if parity.failures or not triton or name != served:
-            remove_model(out, name)
-    if parity.failures:
-        write_atomic(out / PARITY_FILE, text)
-        raise ExportError(
-            f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
-            f"but {out / PARITY_FILE}"
-        )
-    seen_by_all = _seen(networks)
-    trained_on = {f"{network.manifest.task}.onnx": network.seen for network in networks}
-    with contextlib.ExitStack() as stack:
-        for name in files:
-            remove_left_over(out / name)
-        for name, (proto, described) in files.items():
-            described = dataclasses.replace(described, parity=verdict)
-            entries = {ONNX_KEY: described.to_json()}
-            if (seen_text := write_seen(trained_on.get(name, seen_by_all))) is not None:
-                entries[SEEN_KEY] = seen_text
-            onnx.helper.set_model_props(proto, entries)
-            onnx.save(proto, stack.enter_context(replacing(out / name)))
-        for name in files:  # a kill among the renames leaves none of another export beside these
-            (out / name).unlink(missing_ok=True)
-    task = MULTI if complete else networks[0].manifest.get_task()
-    answers = _answers(loaded, people, parity.labels, task)
-    copies = sum(fingerprint(picture_digest(path)) in (seen_by_all or ()) for path in loaded.paths)
-    compared = Compared(answers, side, seen_by_all, copies)
-    card = model_card(described, [_split(network) for network in networks], compared)
-    write_atomic(out / CARD_FILE, card.encode("utf-8", errors="backslashreplace"))
-    written = tuple(out / name for name in files)
-    repository = write_repository(out / served, out) if triton else None
-    write_atomic(out / PARITY_FILE, text)
-    return ExportResult(written, out / CARD_FILE, parity, repository)
+    verdict = parity.to_dict() | ({"spared_tensors": spared} if int8 else {})
+    judged = {
+        name: replace(file, manifest=replace(file.manifest, parity=verdict))
+        for name, file in files.items()
+    }
+    return judged, parity
 
 
 def _smaller(
@@ -212,30 +233,26 @@ def _smaller(
 
 
 def _files(
-    networks: Sequence[_Network],
-    precision: str,
-    input_size: tuple[int, int] | None,
-    complete: bool,
-) -> dict[str, tuple[onnx.ModelProto, OnnxManifest]]:
+    networks: Sequence[_Network], precision: str, input_size: tuple[int, int] | None
+) -> dict[str, _File]:
     """What is written, by name: every network, and all in one where they are complete."""
     files = {
-        f"{network.manifest.task}.onnx": (
-            network.proto,
-            _describe("network", [network], precision, None),
+        f"{network.manifest.task}.onnx": _File(
+            network.proto, _describe("network", [network], precision, None), network.seen
         )
         for network in networks
     }
-    if complete:
-        whole = fuse([(n.proto, n.manifest) for n in networks], input_size)
-        files[FUSED_FILE] = whole, _describe("fused", networks, precision, input_size)
+    if _is_complete(networks):
+        files[FUSED_FILE] = _File(
+            fuse([(network.proto, network.manifest) for network in networks], input_size),
+            _describe("fused", networks, precision, input_size),
+            seen_by_all(network.seen for network in networks),
+        )
     return files
 
 
 def _describe(
-    kind: str,
-    networks: Sequence[_Network],
-    precision: str,
-    input_size: tuple[int, int] | None,
+    kind: str, networks: Sequence[_Network], precision: str, input_size: tuple[int, int] | None
 ) -> OnnxManifest:
     return OnnxManifest(
         kind=kind,
@@ -248,102 +265,6 @@ def _describe(
     )
 
 
-def _listed(
-    networks: Sequence[_Network],
-    folder: Path | None,
-    most: int,
-    say: Callable[[str], None],
-) -> tuple[list[tuple[Path, int | None]], list[Profile], Side | None]:
-    """Pictures to compare on, with their labels where they are known; the people on them; and the
-    side of the split that these are of, None for those of `folder`.
-
-    Raises:
-        DataError: there are none.
-    """
-    listed: Sequence[tuple[Path, int | None]]
-    people: list[Profile] = []
-    side: Side | None = None
-    if folder is None:
-        side = "val"
-        people = _people(networks[0], side)
-        if not people:  # an ensemble of folds: each person has trained some of it
-            say(
-                f"nobody is new to all networks of {networks[0].path}: the comparison, and what "
-                "macro F1 it costs, are of people who trained it; --parity-images names others"
-            )
-            side = "train"
-            people = _people(networks[0], side)
-        listed = labelled_pictures(people)
-    else:
-        try:
-            people = read_profiles(folder)
-            listed = labelled_pictures(people)
-        except DataError as error:
-            if folder.is_dir() and locate(folder)[1].is_file():  # it is to have labels
-                raise
-            listed = [(source.path, None) for source in list_pictures(folder)]
-            say(f"the pictures of {folder} have no labels: {error}")
-    order = np.random.default_rng(0).permutation(len(listed))[:most]
-    return [listed[index] for index in order], people, side
-
-
-def _answers(
-    pictures: Pictures,
-    people: Sequence[Profile],
-    labels: np.ndarray,
-    task: Task,
-) -> Answers | None:
-    """What the files answered, `labels` of `task`; None where nobody knows what is right."""
-    if pictures.truth is None:
-        return None
-    owners = {picture.path: person for person in people for picture in person.pictures}
-    shown = [owners[path] for path in pictures.paths]
-    return Answers(
-        task,
-        task.from_multi(pictures.truth),
-        labels,
-        MULTI.decode(pictures.truth),
-        people=[person.person for person in shown],
-        races=[person.race for person in shown],
-    )
-
-
-def _seen(networks: Sequence[_Network]) -> frozenset[int] | None:
-    """Whom one of them was trained on; None where one does not say."""
-    known = [network.seen for network in networks]
-    return None if None in known else frozenset().union(*(seen for seen in known if seen))
-
-
-def _split(network: _Network) -> str | None:
-    """The text of the `split.csv` that a network was trained with, None where it is gone."""
-    try:
-        text = read_split(network.path.parent / "split.csv")
-    except OSError:
-        return None
-    return text if split_hash(text) == network.manifest.split_hash else None
-
-
-def _calibration(network: _Network) -> np.ndarray:
-    """Normalised training pictures, float32 (N, 3, H, W): never of people who validate."""
-    listed = labelled_pictures(_people(network, "train"))
-    order = np.random.default_rng(0).permutation(len(listed))[:CALIBRATION_PICTURES]
-    spec = network.manifest.preprocess
-    pixels = []
-    for index in order:
-        try:
-            pixels.append(spec.resize(read_image(listed[index][0])))
-        except PictureError:
-            continue
-    if not pixels:
-        raise DataError(f"{network.path}: no training picture can be read to calibrate int8 on")
-    return spec.normalise(np.stack(pixels))
-
-
-def _people(network: _Network, side: str) -> list[Profile]:
-    way_out = "give pictures with --parity-images DIR" if side == "val" else "int8 needs them"
-    return people_of_run(network.path, network.manifest, side, way_out)
-
-
 def _versions() -> dict[str, str]:
     found = {}
     for package in VERSIONS:
@@ -352,3 +273,53 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _clear(out: Path, files: Collection[str], served: str, *, failed: bool, triton: bool) -> None:
+    """Removes what an earlier export left and this one does not write anew, or writes at the end:
+    it must not pass for this one's, nor judge what is half written."""
+    stale = [PARITY_FILE, CARD_FILE]
+    stale += [name for name in (*files, FUSED_FILE) if failed or name not in files]
+    for name in stale:
+        (out / name).unlink(missing_ok=True)
+    for name in (*(f"{task}.onnx" for task in TASKS), FUSED_FILE):
+        if failed or not triton or name != served:
+            remove_model(out, name)
+
+
+def _write(out: Path, files: Mapping[str, _File]) -> None:
+    """All of them, or none."""
+    with contextlib.ExitStack() as stack:
+        for name in files:
+            remove_left_over(out / name)
+        for name, file in files.items():
+            entries = {ONNX_KEY: file.manifest.to_json()}
+            if (seen := write_seen(file.seen)) is not None:
+                entries[SEEN_KEY] = seen
+            onnx.helper.set_model_props(file.proto, entries)
+            onnx.save(file.proto, stack.enter_context(replacing(out / name)))
+        for name in files:  # a kill among the renames leaves none of another export beside these
+            (out / name).unlink(missing_ok=True)
+
+
+def _write_card(
+    out: Path,
+    networks: Sequence[_Network],
+    file: _File,
+    pictures: Pictures,
+    answers: Answers | None,
+    side: Side | None,
+) -> None:
+    """The model card of a file: of what it answered, `answers`, to the pictures of a `side`."""
+    copies = sum(fingerprint(picture_digest(path)) in (file.seen or ()) for path in pictures.paths)
+    compared = Compared(answers, side, file.seen, copies)
+    card = model_card(file.manifest, [_split(network) for network in networks], compared)
+    write_atomic(out / CARD_FILE, card.encode("utf-8", errors="backslashreplace"))
+
+
+def _split(network: _Network) -> str | None:
+    """The text of the `split.csv` that a network was trained with, None where it is gone."""
+    try:
+        return split_of_run(network.path, network.manifest)
+    except DataError:
+        return None

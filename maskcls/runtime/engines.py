@@ -13,7 +13,7 @@ import numpy as np
 from maskcls.errors import CheckpointError, ProviderError
 from maskcls.labels import MULTI, combine, require_all_attributes, softmax
 from maskcls.preprocessing import PreprocessSpec
-from maskcls.provenance import ModelFile
+from maskcls.provenance import ModelFile, seen_by_all
 from maskcls.runtime.probe import disagreement
 from maskcls.runtime.session import (
     LOGITS,
@@ -128,8 +128,7 @@ class NetworksEngine:
             ModelFile(task.name, str(file.path), file.sha256)
             for task, file in zip(self._tasks, files, strict=True)
         )
-        seen = [file.trained_on for file in files]
-        self.trained_on = None if None in seen else frozenset().union(*(s for s in seen if s))
+        self.trained_on = seen_by_all(file.trained_on for file in files)
         threads = session_threads(lanes, cores)
         self._sessions = [_open(file, provider, threads) for file in files]
         if len({session.get_providers()[0] for session in self._sessions}) > 1:

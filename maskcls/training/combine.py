@@ -21,24 +21,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from maskcls.checkpoints import file_digest, open_checkpoint, save_checkpoint
+from maskcls.checkpoints import save_checkpoint
 from maskcls.classifier import BEST
 from maskcls.data.profiles import Profile
-from maskcls.data.runs import data_folders, labelled_pictures, people_of_run
-from maskcls.data.splits import (
-    SPLIT_COLUMNS,
-    changed_people,
-    encode_table,
-    people_of,
-    read_split,
-    split_hash,
-)
+from maskcls.data.runs import data_folders, labelled_pictures, people_of_run, split_of_run
+from maskcls.data.splits import SPLIT_COLUMNS, changed_people, encode_table, people_of, split_hash
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
 from maskcls.files import write_atomic, write_rows
 from maskcls.manifest import ENSEMBLE, GREEDY_SOUP, Manifest, is_greedy, networks_within
-from maskcls.models import Answer, Ensemble, model_from_manifest, restore_model
-from maskcls.provenance import fingerprint, names_all
+from maskcls.models import Answer, Ensemble, Trained, model_from_manifest, open_trained
+from maskcls.provenance import fingerprint, names_all, seen_by_all
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
 from maskcls.training.calibration import calibrate, describe
@@ -57,15 +50,6 @@ class Combined:
     scores: ClassScores | None  # on the people whom none has trained on; None: there are none
     calibrated: bool  # members, by some of those people, and so scored
     greedy: bool  # they chose who is in it, or in a member of it
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    path: Path  # its checkpoint
-    manifest: Manifest
-    model: nn.Module
-    seen: frozenset[int] | None
-    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +82,7 @@ def combine_runs(
             different kinds.
         DataError: their data are gone, or differ; nobody to choose a greedy soup on.
     """
-    members = [_open(path) for path in checkpoints]
+    members = [open_trained(path) for path in checkpoints]
     _require_alike(members, soup=way != ENSEMBLE)
     first = members[0]
     known = frozenset[int]().union(*(member.seen or () for member in members))
@@ -109,7 +93,12 @@ def combine_runs(
                 "trained on; if people who score here are among them, the score flatters"
             )
     table = _common_split(members, known)
-    people = {side: _people(members, people_of(table, side)) for side in ("train", "val")}
+    everybody = [
+        person
+        for member in members
+        for person in people_of_run(member.path, member.manifest, "train", "val")
+    ]
+    people = {side: _named(everybody, people_of(table, side)) for side in ("train", "val")}
     for side, found in people.items():
         if changed := changed_people(table, side, found):
             raise DataError(
@@ -124,7 +113,7 @@ def combine_runs(
         training = _load(people["train"], first.manifest, say)
         assert training is not None  # nothing is left out of it
 
-        def average(some: Sequence[_Member]) -> nn.Module:
+        def average(some: Sequence[Trained]) -> nn.Module:
             return _average(some, training, device)
 
         if way == "soup":
@@ -153,7 +142,7 @@ def combine_runs(
         "model": model.cpu().state_dict(),
     }
     # Of a greedy soup, too: its batch statistics are of them all.
-    if (seen := _seen(members)) is not None:
+    if (seen := seen_by_all(member.seen for member in members)) is not None:
         content["seen"] = torch.tensor(sorted(seen), dtype=torch.int64)
     save_checkpoint(content, folder / BEST)
     calibrated = way == ENSEMBLE and any(
@@ -163,15 +152,7 @@ def combine_runs(
     return Combined(folder, paths, scores, calibrated, is_greedy(manifest))
 
 
-def _open(path: Path) -> _Member:
-    content, source = open_checkpoint(path)
-    model, manifest = restore_model(content, source)
-    seen = content.get("seen")
-    known = None if seen is None else frozenset(seen.tolist())
-    return _Member(path, manifest, model, known, file_digest(source))
-
-
-def _require_alike(members: Sequence[_Member], *, soup: bool) -> None:
+def _require_alike(members: Sequence[Trained], *, soup: bool) -> None:
     """
     Raises:
         CheckpointError: they cannot be made one.
@@ -179,7 +160,7 @@ def _require_alike(members: Sequence[_Member], *, soup: bool) -> None:
     if len({member.sha256 for member in members}) < 2:
         raise CheckpointError("give two or more runs, or a group of folds; one is what it is")
 
-    def differ(other: _Member, what: str, way_out: str = "") -> CheckpointError:
+    def differ(other: Trained, what: str, way_out: str = "") -> CheckpointError:
         return CheckpointError(f"{members[0].path} and {other.path}: differ in {what}{way_out}")
 
     first = members[0].manifest
@@ -199,18 +180,12 @@ def _require_alike(members: Sequence[_Member], *, soup: bool) -> None:
             raise differ(member, "model, its arguments or tta", "; take --how ensemble")
 
 
-def _common_split(members: Sequence[_Member], known: frozenset[int]) -> str:
+def _common_split(members: Sequence[Trained], known: frozenset[int]) -> str:
     """The text of a `split.csv`: whom one of them, or what it started from, has trained on, the
     `known`, is on that side; whoever validated some and trained none validates."""
     rows: dict[str, dict[str, str]] = {}
     for member in members:
-        file = member.path.parent / "split.csv"
-        try:
-            text = read_split(file)
-        except OSError:
-            raise DataError(f"{file}: no split of the run beside its checkpoint") from None
-        if split_hash(text) != member.manifest.split_hash:
-            raise DataError(f"{file}: is not the split of {member.path}")
+        text = split_of_run(member.path, member.manifest)
         for row in csv.DictReader(io.StringIO(text, newline="")):
             first = rows.setdefault(row["person"], row)
             if {**first, "side": ""} != {**row, "side": ""}:
@@ -226,13 +201,9 @@ def _common_split(members: Sequence[_Member], known: frozenset[int]) -> str:
     return table.getvalue()
 
 
-def _people(members: Sequence[_Member], names: set[str]) -> list[Profile]:
-    found = {}
-    for member in members:
-        for side in ("train", "val"):
-            for profile in people_of_run(member.path, member.manifest, side):
-                if profile.person in names:
-                    found[profile.folder.resolve()] = profile  # a folder is told in several ways
+def _named(people: Sequence[Profile], names: set[str]) -> list[Profile]:
+    """Those of these names; of each folder, which runs tell in several ways, one."""
+    found = {person.folder.resolve(): person for person in people if person.person in names}
     return list(found.values())
 
 
@@ -276,11 +247,11 @@ def _load(
     return _Pictures(np.stack(pixels), manifest.get_task().from_multi(np.array(labels)), whose)
 
 
-def _ensemble(members: Sequence[_Member]) -> nn.Module:
+def _ensemble(members: Sequence[Trained]) -> nn.Module:
     return Ensemble([Answer(member.model, member.manifest) for member in members]).eval()
 
 
-def _average(members: Sequence[_Member], training: _Pictures, device: torch.device) -> nn.Module:
+def _average(members: Sequence[Trained], training: _Pictures, device: torch.device) -> nn.Module:
     """The mean of their weights, in evaluation mode on `device`."""
     states = [member.model.state_dict() for member in members]
     mean = {
@@ -308,12 +279,12 @@ def _batches(pictures: _Pictures, manifest: Manifest) -> Iterator[Tensor]:
 
 
 def _greedy(
-    members: Sequence[_Member],
-    average: Callable[[Sequence[_Member]], nn.Module],
+    members: Sequence[Trained],
+    average: Callable[[Sequence[Trained]], nn.Module],
     unseen: _Pictures,
     device: torch.device,
     say: Callable[[str], None],
-) -> tuple[list[_Member], nn.Module]:
+) -> tuple[list[Trained], nn.Module]:
     """The best, and each next best that does not lower the score of their average."""
 
     def score(model: nn.Module) -> float:
@@ -339,7 +310,7 @@ def _greedy(
 
 
 def _warn_of_collapse(
-    members: Sequence[_Member],
+    members: Sequence[Trained],
     soup: nn.Module,
     training: _Pictures,
     device: torch.device,
@@ -365,7 +336,7 @@ def _warn_of_collapse(
 
 def _calibrate(
     manifest: Manifest,
-    members: Sequence[_Member],
+    members: Sequence[Trained],
     soup: nn.Module,
     unseen: _Pictures | None,
     training: _Pictures,
@@ -408,7 +379,7 @@ def _logits(
     return np.concatenate(answers)
 
 
-def _manifest(members: Sequence[_Member], way: str, table: str) -> Manifest:
+def _manifest(members: Sequence[Trained], way: str, table: str) -> Manifest:
     """What is common to them, and where they are from. Calibrations belong to one network: an
     ensemble's members keep theirs; see `_calibrate` for a soup."""
     first = members[0].manifest
@@ -436,9 +407,3 @@ def _manifest(members: Sequence[_Member], way: str, table: str) -> Manifest:
         split_hash=split_hash(table),
         calibration=None,
     )
-
-
-def _seen(members: Sequence[_Member]) -> frozenset[int] | None:
-    """Whom one of them was trained on; None where one does not say."""
-    known = [member.seen for member in members]
-    return None if None in known else frozenset().union(*(seen for seen in known if seen))

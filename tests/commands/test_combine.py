@@ -17,16 +17,17 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import f1_score
 
-from maskcls.checkpoints import read_checkpoint, save_checkpoint
+from maskcls.checkpoints import read_checkpoint, read_manifest, save_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import combine, evaluate, export, infer, train
-from maskcls.data.profiles import read_profiles
+from maskcls.data import runs as finding
+from maskcls.data.profiles import read_all_profiles, read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
 from maskcls.evaluation.calibration import fit_temperature
 from maskcls.evaluation.caveats import caveats
-from maskcls.images import content_digest, read_image
+from maskcls.images import content_digest, picture_digest, read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import ENSEMBLE, SEEN_KEY, Manifest, OnnxManifest, ensemble_members
 from maskcls.models import load_model
@@ -197,7 +198,7 @@ def test_nobody_is_left_to_score_an_ensemble_of_folds_on(
 def scores(run: Path) -> tuple[float, list[int]]:
     """macro F1 on those who validate a run, by scikit-learn, and the answers."""
     checkpoint = run / "best.pt"
-    manifest = Manifest.from_json(read_checkpoint(checkpoint)["manifest"])
+    manifest = read_manifest(checkpoint)
     listed = labelled_pictures(people_of_run(checkpoint, manifest, "val"))
     found = answers(run, pixels_of(run, [path for path, _ in listed])).argmax(axis=1)
     truth = TASKS["age"].from_multi(np.array([label for _, label in listed]))
@@ -483,6 +484,27 @@ def test_a_folder_that_is_told_in_two_ways_is_one(
     config = other / "config.yaml"
     config.write_text(config.read_text("utf-8").replace(str(root / "data" / "train"), str(link)))
     assert combine.main([str(runs[0]), str(other), "--model-dir", str(tmp_path / "models")]) == 0
+
+
+def test_pictures_are_read_once_for_each_network(
+    runs: list[Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tell whether they are those of its training."""
+    listed, digested = [], []
+
+    def people(folders: list[Path]) -> object:
+        listed.append(folders)
+        return read_all_profiles(folders)
+
+    def digest(path: Path) -> str:
+        digested.append(path)
+        return picture_digest(path)
+
+    monkeypatch.setattr(finding, "read_all_profiles", people)
+    monkeypatch.setattr(finding, "picture_digest", digest)
+    assert combine.main([*map(str, runs[:2]), "--model-dir", str(tmp_path)]) == 0
+    assert listed == [[root / "data/train"]] * 2
+    assert len(digested) == 2 * len(set(digested)) == 2 * 12 * 7
 
 
 def test_a_table_of_the_eval_folder_is_scored(ensembles: Path, root: Path, tmp_path: Path) -> None:

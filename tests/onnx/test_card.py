@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
+from maskcls.checkpoints import file_digest, read_checkpoint, read_manifest, save_checkpoint
 from maskcls.commands import combine
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.splits import read_split, side_sizes
 from maskcls.errors import ExportError
 from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, MULTI
-from maskcls.manifest import Manifest
 from maskcls.onnx import exporter
 from maskcls.onnx.card import CARD_FILE
 from maskcls.onnx.exporter import export
@@ -57,7 +56,7 @@ def rows(card: str, header: str) -> list[list[str]]:
 def test_scores_are_those_of_the_files(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "onnx"
     card = card_of(runs, out)
-    people = people_of_run(runs[0], Manifest.from_json(read_checkpoint(runs[0])["manifest"]), "val")
+    people = people_of_run(runs[0], read_manifest(runs[0]), "val")
     listed = labelled_pictures(people)
     with Classifier(out / "maskcls.onnx", provider="cpu") as classifier:
         answers = classifier.predict([np.asarray(read_image(path)) for path, _ in listed])
@@ -99,7 +98,7 @@ def test_it_says_where_the_files_come_from(runs: list[Path], tmp_path: Path) -> 
     card = card_of(runs, tmp_path / "onnx")
     for run in runs:
         assert file_digest(run) in card
-        assert Manifest.from_json(read_checkpoint(run)["manifest"]).split_hash in card
+        assert read_manifest(run).split_hash in card
     assert "`5ca1ab1e`" in card and "age validated with macro F1 0.4322" in card
     assert str(tmp_path) not in card
     verdict = json.loads((tmp_path / "onnx" / "parity.json").read_text())
@@ -125,7 +124,7 @@ def test_training_data_in_numbers(runs: list[Path], tmp_path: Path) -> None:
 def test_people_that_it_was_trained_on_are_told(runs: list[Path], tmp_path: Path) -> None:
     card = card_of(runs, tmp_path / "onnx")
     assert "scores flatter" not in card
-    manifest = Manifest.from_json(read_checkpoint(runs[0])["manifest"])
+    manifest = read_manifest(runs[0])
     known = sorted(fingerprint(p.person) for p in people_of_run(runs[0], manifest, "val"))[:2]
     content = read_checkpoint(runs[1])
     save_checkpoint(content | {"seen": content["seen"].new_tensor(known)}, runs[1])
@@ -133,7 +132,7 @@ def test_people_that_it_was_trained_on_are_told(runs: list[Path], tmp_path: Path
 
 
 def test_pictures_that_train_in_another_folder_are_told(runs: list[Path], tmp_path: Path) -> None:
-    manifest = Manifest.from_json(read_checkpoint(runs[0])["manifest"])
+    manifest = read_manifest(runs[0])
     path, _ = labelled_pictures(people_of_run(runs[0], manifest, "val"))[0]
     add_seen(runs[1], content_digest(path.read_bytes()))
     told = "**1 of the pictures are in the training of a network too"
