@@ -26,6 +26,7 @@ from maskcls.classifier import BEST
 from maskcls.data.profiles import Profile
 from maskcls.data.runs import data_folders, labelled_pictures, people_of_run, split_of_run
 from maskcls.data.splits import SPLIT_COLUMNS, changed_people, encode_table, people_of, split_hash
+from maskcls.data.targets import at_border
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.scoring import ClassScores, confusion_matrix, scores_from_confusion
 from maskcls.files import write_atomic, write_rows
@@ -59,6 +60,7 @@ class _Pictures:
     pixels: np.ndarray  # uint8 (N, H, W, 3)
     labels: np.ndarray  # (N,) classes of the task
     people: Sequence[str]  # (N,) whose
+    ages: np.ndarray  # (N,) years
 
 
 def combine_runs(
@@ -221,7 +223,7 @@ def _load(
     """
     listed = dict(labelled_pictures(people))
     sources = [Source(str(path), path) for path in listed]
-    owners = {picture.path: one.person for one in people for picture in one.pictures}
+    owners = {picture.path: one for one in people for picture in one.pictures}
     pixels, labels, whose = [], [], []
     unreadable = 0
     with tqdm(total=len(sources), desc="pictures", unit="img", disable=None, leave=False) as bar:
@@ -244,7 +246,12 @@ def _load(
         )
     if not pixels:
         return None
-    return _Pictures(np.stack(pixels), manifest.get_task().from_multi(np.array(labels)), whose)
+    return _Pictures(
+        np.stack(pixels),
+        manifest.get_task().from_multi(np.array(labels)),
+        [one.person for one in whose],
+        np.array([one.age for one in whose]),
+    )
 
 
 def _ensemble(members: Sequence[Trained]) -> nn.Module:
@@ -320,7 +327,7 @@ def _warn_of_collapse(
     whether its weights could be averaged at all."""
     rows = np.random.default_rng(0).permutation(len(training.labels))[:SAMPLE]
     whose = [training.people[row] for row in rows]
-    some = _Pictures(training.pixels[rows], training.labels[rows], whose)
+    some = _Pictures(training.pixels[rows], training.labels[rows], whose, training.ages[rows])
     manifest = replace(members[0].manifest, calibration=None)
     mixed, *alone = (
         _score(Answer(model, manifest), some, manifest, device).macro_f1
@@ -349,7 +356,10 @@ def _calibrate(
     [kind] = kinds if len(kinds) == 1 else ["none"]
     if kind != "none" and unseen is not None:
         logits = _logits(Answer(soup, manifest), unseen, manifest, device)
-        counts = np.bincount(training.labels, minlength=manifest.get_task().num_classes)
+        task, learnt = manifest.get_task(), training.labels
+        if "age" in task.attributes and manifest.config.get("border_ages") == "drop":
+            learnt = learnt[~at_border(training.ages)]  # as in the trainings
+        counts = np.bincount(learnt, minlength=task.num_classes)
         found, metrics = calibrate(kind, logits, unseen.labels, unseen.people, counts)
         return replace(manifest, calibration=found), metrics
     if kinds != {"none"}:

@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,10 +26,11 @@ from maskcls.data.profiles import read_all_profiles, read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
+from maskcls.data.targets import at_border
 from maskcls.evaluation.calibration import fit_temperature
 from maskcls.evaluation.caveats import caveats
 from maskcls.images import content_digest, picture_digest, read_image
-from maskcls.labels import TASKS
+from maskcls.labels import TASKS, AgeLabels
 from maskcls.manifest import ENSEMBLE, SEEN_KEY, Manifest, OnnxManifest, ensemble_members
 from maskcls.models import load_model
 from maskcls.onnx.card import CARD_FILE
@@ -234,13 +236,26 @@ def test_a_soup_has_the_mean_of_the_weights_and_its_own_statistics(
 
 
 def test_a_soup_is_calibrated_as_its_networks_were_and_labels_alike_through_onnx(
-    groups: list[Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    groups: list[Path],
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     models = tmp_path / "models"
     places = ["--data-dir", str(root / "data/train"), "--cache", str(root / "cache")]
+    counted = []
+    real = combining.calibrate
+
+    def calibrate(*arguments: Any) -> Any:
+        counted.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(combining, "calibrate", calibrate)
     for rate in RATES[:2]:
         options = [*SMALL.split(), "--task", "age", "--calibration", "macro_f1", "--lr", rate]
         options += ["--val-ratio", "0.4", "--model-dir", str(tmp_path / "runs")]
+        options += ["--border-ages", "drop"]
         assert train.main([*options, *places]) == 0
     trained = sorted((tmp_path / "runs/age").iterdir())
     capsys.readouterr()
@@ -254,6 +269,12 @@ def test_a_soup_is_calibrated_as_its_networks_were_and_labels_alike_through_onnx
     assert f"temperature {manifest.calibration.temperature:.2f}, " in said
     assert f"; macro F1 {manifest.metrics['macro_f1']:.4f} → " in said
     assert "; their epochs were chosen by them: it flatters" in said  # the score is without it
+    # As in the trainings, which leave out who is at a border.
+    learnt = people_of_run(run / "best.pt", manifest, "train")
+    ages = np.array([person.age for person in learnt])
+    assert at_border(ages).any()
+    groups_of_age = [AgeLabels.from_number(age) for age in ages[~at_border(ages)]]
+    assert counted == [pytest.approx(7 * np.bincount(groups_of_age, minlength=3))]
     # By the answers of the soup itself, on those who validated.
     listed = labelled_pictures(people_of_run(run / "best.pt", manifest, "val"))
     plain = tmp_path / "plain.pt"
