@@ -28,7 +28,7 @@ from maskcls.errors import (
     PictureError,
     unknown,
 )
-from maskcls.evaluation.report import Answers
+from maskcls.evaluation.answers import Answers
 from maskcls.files import remove_left_over, replacing, write_atomic
 from maskcls.images import picture_digest, read_image
 from maskcls.labels import ATTRIBUTES, MULTI, TASKS, Task
