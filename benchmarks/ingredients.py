@@ -232,9 +232,7 @@ def probabilities_of(answers: CommonAnswers, task: Task) -> np.ndarray:
     import numpy as np
 
     own = task.from_multi(np.arange(MULTI.num_classes))  # the task's class of each of the 18
-    probabilities: np.ndarray = (
-        np.stack(list(answers.found.values())) @ np.eye(task.num_classes)[own]
-    )
+    probabilities: np.ndarray = answers.probabilities @ np.eye(task.num_classes)[own]
     return probabilities
 
 
@@ -270,10 +268,7 @@ def score_calibrated(base: _Scored, tasks: Sequence[str], kind: str) -> _Scored:
                 if fitted is not None:
                     logits[~rest] = calibrated(before[~rest], fitted)
         answers[name] = softmax(logits)
-    chosen = combine(answers)
-    names = dict(zip(found.found, chosen, strict=True))
-    after = replace(found, found=names, predicted=chosen.argmax(axis=1))
-    return score(after, base.checkpoints)
+    return score(replace(found, probabilities=combine(answers)), base.checkpoints)
 
 
 def score_without_mirror(base: _Scored, tasks: Sequence[str]) -> _Scored:

@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskcls.commands._scores import (
+    format_certainty,
+    format_classes,
+    format_intervals,
+    format_scores,
+)
+
 if TYPE_CHECKING:
     from maskcls.evaluation.out_of_fold import FoldScores, OutOfFold
     from maskcls.evaluation.scoring import Scores
@@ -28,7 +35,6 @@ def score_folds(
     """
     import numpy as np
 
-    from maskcls.commands.evaluate import format_certainty, format_scores
     from maskcls.devices import resolve_device
     from maskcls.evaluation.out_of_fold import (
         answer_out_of_fold,
@@ -69,13 +75,9 @@ def score_folds(
     )
     print(format_scores(whole))
     print(format_certainty(sure))
-    whole_values = whole.to_dict() | {
-        "people": sure.people,
-        "intervals": {"macro_f1": sure.macro_f1, "accuracy": sure.accuracy},
-        "if_perfect": dict(sure.if_perfect),
-        "caveats": [caveat for answers in found for caveat in answers.caveats],
-        "groups": values,
-    }
+    whole_values = whole.to_dict() | sure.to_dict()
+    whole_values["caveats"] = [caveat for answers in found for caveat in answers.caveats]
+    whole_values["groups"] = values
     return whole_values, whole, found
 
 
@@ -108,8 +110,6 @@ def _values(found: OutOfFold, scores: FoldScores) -> dict[str, Any]:
 
 
 def _format(found: OutOfFold, scores: FoldScores) -> str:
-    from maskcls.commands.evaluate import format_classes, format_intervals
-
     people = len(set(found.people))
     each = ", ".join(f"{score:.4f}" for score in scores.folds)
     return "\n".join(

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskcls.commands._folds import answers_all, score_folds
 from maskcls.commands._run import env_default, env_help, guarded
+from maskcls.commands._scores import format_certainty, format_scores
 from maskcls.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from maskcls.evaluation.people import Certainty, Interval
-    from maskcls.evaluation.scoring import ClassScores, Scores
+    from maskcls.evaluation.report import Report
+    from maskcls.evaluation.scoring import Scores
 
 GT_VARIABLE, GT_FILE = "SM_GROUND_TRUTH_DIR", "gt.csv"
 PRED_VARIABLE, PRED_FILE = "SM_OUTPUT_DATA_DIR", "output.csv"
@@ -152,7 +154,7 @@ def _score_files(args: argparse.Namespace) -> None:
     confusion = None if args.no_confusion else args.confusion or pred.with_name("confusion.png")
     _write(scores, scores.to_dict() | {"seen_in_training": seen}, args.json, confusion)
     if args.report is not None:
-        from maskcls.evaluation.report import report_predictions, write_report
+        from maskcls.evaluation.predictions_report import report_predictions
 
         notes = []
         if seen:
@@ -162,8 +164,7 @@ def _score_files(args: argparse.Namespace) -> None:
             )
         elif seen is None:
             notes.append("It is not known whether the model was trained on these people.")
-        write_report(report_predictions(gt, pred, truth, predicted, notes), args.report)
-        print(f"wrote {args.report}")
+        _write_report(report_predictions(gt, pred, truth, predicted, notes), args.report)
 
 
 def _score_runs(args: argparse.Namespace) -> None:
@@ -181,7 +182,7 @@ def _score_runs(args: argparse.Namespace) -> None:
     for caveat in answered.caveats:
         print(f"warning: {caveat}")
     truth, predicted = (
-        dict(zip(answered.found, labels.tolist(), strict=True))
+        dict(zip(answered.names, labels.tolist(), strict=True))
         for labels in (answered.truth, answered.predicted)
     )
     scores = score_answers(truth, predicted)
@@ -189,24 +190,14 @@ def _score_runs(args: argparse.Namespace) -> None:
     print(f"{sure.people} people validated {', '.join(str(path.parent) for path in checkpoints)}")
     print(format_scores(scores))
     print(format_certainty(sure))
-    values = scores.to_dict() | {
-        "people": sure.people,
-        "intervals": {"macro_f1": sure.macro_f1, "accuracy": sure.accuracy},
-        "if_perfect": dict(sure.if_perfect),
-        "caveats": answered.caveats,
-    }
+    values = scores.to_dict() | sure.to_dict() | {"caveats": answered.caveats}
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
     if args.report is not None:
-        from maskcls.evaluation.report import write_report
-
-        report = report_runs(checkpoints, engine, answered, pictures=not args.no_pictures)
-        write_report(report, args.report)
-        print(f"wrote {args.report}")
+        pictures = not args.no_pictures
+        _write_report(report_runs(checkpoints, engine, answered, pictures=pictures), args.report)
 
 
 def _score_folds(args: argparse.Namespace) -> None:
-    from maskcls.commands._folds import answers_all, score_folds
-
     if args.confusion is not None and not answers_all(args.oof):
         raise ConfigError("--confusion: of the 18 classes; give groups of both branches with --oof")
     values, scores, found = score_folds(args.oof)
@@ -214,11 +205,9 @@ def _score_folds(args: argparse.Namespace) -> None:
     if args.report is not None:
         from maskcls.devices import resolve_device
         from maskcls.evaluation.folds_report import report_folds
-        from maskcls.evaluation.report import write_report
 
-        report = report_folds(found, resolve_device("auto"), pictures=not args.no_pictures)
-        write_report(report, args.report)
-        print(f"wrote {args.report}")
+        pictures = not args.no_pictures
+        _write_report(report_folds(found, resolve_device("auto"), pictures=pictures), args.report)
 
 
 def _check_report(file: Path) -> None:
@@ -257,59 +246,11 @@ def _write(
         print(f"wrote {confusion}")
 
 
-def format_certainty(sure: Certainty) -> str:
-    """What lies below the scores of runs."""
-    lines = format_intervals(sure.macro_f1, sure.accuracy, sure.people)
-    lines += [
-        f"macro F1 {score:.4f} if {attribute} were always right"
-        for attribute, score in sure.if_perfect.items()
-    ]
-    return "\n".join(lines)
+def _write_report(report: Report, file: Path) -> None:
+    from maskcls.evaluation.report import write_report
 
-
-def format_intervals(macro_f1: Interval, accuracy: Interval, people: int) -> list[str]:
-    """A line for either."""
-    from maskcls.evaluation.people import LEVEL
-
-    return [
-        f"{name} {low:.4f} to {high:.4f} in {LEVEL:.0%} of draws of {people} people from these"
-        for name, (low, high) in (("macro F1", macro_f1), ("accuracy", accuracy))
-    ]
-
-
-def format_scores(scores: Scores) -> str:
-    """The report on the terminal: headline, attributes, one line per class."""
-    from maskcls.labels import MULTI
-
-    classes = scores.classes
-    pictures = f"{scores.count} pictures"
-    if scores.missing:
-        pictures += f", {scores.missing} without an answer count as wrong"
-    lines = [
-        f"{MULTI.num_classes}-class macro F1 {classes.macro_f1:.4f}  "
-        f"accuracy {classes.accuracy:.4f}  ({pictures})"
-    ]
-    for attribute, each in scores.attributes.items():
-        lines.append(f"{attribute:>8} macro F1 {each.macro_f1:.4f}  accuracy {each.accuracy:.4f}")
-    return "\n".join([*lines, "", *format_classes(classes, MULTI.class_names), ""])
-
-
-def format_classes(classes: ClassScores, names: Sequence[str]) -> list[str]:
-    """A line per class under a line of headings. A class that is in neither table shows dashes: it
-    does not enter macro F1.
-    """
-    width = max(len(name) for name in names)
-    lines = [f"label  {'name':<{width}}  precision  recall      F1  pictures"]
-    for label, name in enumerate(names):
-        precision, recall, f1 = (
-            f"{values[label]:.4f}" if classes.occurs[label] else "-"
-            for values in (classes.precision, classes.recall, classes.f1)
-        )
-        lines.append(
-            f"{label:>5}  {name:<{width}}  {precision:>9}  {recall:>6}  {f1:>6}  "
-            f"{classes.support[label]:>8}"
-        )
-    return lines
+    write_report(report, file)
+    print(f"wrote {file}")
 
 
 def _table(option: Path | None, flag: str, variable: str, file: str) -> Path:

@@ -1,4 +1,4 @@
-"""Scoring of prediction files against the ground truth."""
+"""What answers are worth: scores, calibration, audits of labels, and the reports that say so."""
 
 from maskcls.evaluation.scoring import read_answers, score_answers, scores_from_confusion
 

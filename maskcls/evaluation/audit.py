@@ -21,7 +21,7 @@ from maskcls.errors import DataError
 from maskcls.evaluation.label_errors import (
     Judgement,
     age_agreement,
-    calibrate,
+    calibrate_to_labels,
     find_swaps,
     judge,
     pool,
@@ -260,9 +260,8 @@ def _rank(
     labels = np.array([row.label for row in firsts])
     logits = pool(np.stack([row.probabilities for row in rows]), whose, len(members))
     ages = np.array([row.profile.age for row in firsts])
-    judgement = judge(
-        calibrate(logits, labels), labels, age_agreement(ages) if attribute == "age" else None
-    )
+    agreement = age_agreement(ages) if attribute == "age" else None
+    judgement = judge(calibrate_to_labels(logits, labels), labels, agreement)
     findings = [
         _finding(attribute, judgement, fact, row, [rows[number] for number in members[fact]])
         for fact, row in enumerate(firsts)

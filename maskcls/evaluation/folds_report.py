@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from maskcls.classifier import TorchClassifier
+from maskcls.evaluation.answers import Answers, beliefs_of
 from maskcls.evaluation.mistakes import Viewer, describe, worst
 from maskcls.evaluation.out_of_fold import (
     OutOfFold,
@@ -15,7 +16,7 @@ from maskcls.evaluation.out_of_fold import (
     require_folds,
     rows_as_of,
 )
-from maskcls.evaluation.report import Answers, Report, beliefs_of
+from maskcls.evaluation.report import Report
 from maskcls.evaluation.runs import described
 from maskcls.images import read_image
 from maskcls.labels import MULTI

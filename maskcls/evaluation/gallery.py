@@ -15,8 +15,18 @@ from tqdm import tqdm
 from maskcls.data.fixes import PICTURE_FIELDS
 from maskcls.errors import PictureError
 from maskcls.evaluation.audit import Audit, Finding
-from maskcls.evaluation.page import facts, number, page, paragraph, picture, row, table
-from maskcls.files import write_atomic
+from maskcls.evaluation.page import (
+    facts,
+    format_time,
+    number,
+    page,
+    paragraph,
+    picture,
+    privacy,
+    row,
+    table,
+    write_page,
+)
 from maskcls.images import read_image
 from maskcls.labels import ATTRIBUTES
 
@@ -37,9 +47,7 @@ def write_gallery(
     """
     wanted = (each for findings in shown.values() for one in findings for each, _ in one.pictures)
     thumbnails = read_thumbnails(list(dict.fromkeys(wanted))) if pictures else None
-    text = render(audit, shown, thumbnails)
-    # A file name that is no UTF-8 is shown with escapes.
-    write_atomic(path, text.encode("utf-8", errors="backslashreplace"))
+    write_page(path, render(audit, shown, thumbnails))
 
 
 def read_thumbnails(paths: Sequence[Path]) -> dict[Path, np.ndarray]:
@@ -75,23 +83,12 @@ def _head(audit: Audit, pictures: bool, made: datetime) -> Iterator[str]:
     yield "<header><h1>Label audit</h1>"
     yield facts(
         {
-            "Made": f"{made:%Y-%m-%d %H:%M} {made.tzname() or ''}",
+            "Made": format_time(made),
             "Predictions": ", ".join(map(str, audit.files)),
             "Data": ", ".join(map(str, audit.data_dirs)),
         }
     )
-    if pictures:
-        yield paragraph(
-            "Privacy: this file holds pictures of people and the names of their folders. Treat it "
-            "like the pictures themselves, and do not pass it on without the right to. "
-            "maskcls-data audit with --no-pictures makes one without pictures.",
-            "warning",
-        )
-    else:
-        yield paragraph(
-            "Privacy: this file holds the names of people's folders, which may say who they are.",
-            "warning",
-        )
+    yield privacy(pictures, "maskcls-data audit")
     yield paragraph(
         "Each network that answered had not seen the person. A label is contradicted where the "
         "answer is another class, and as sure as it usually is for those who are labelled so. "

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskcls.evaluation.scoring import (
-    NO_ANSWER,
-    ClassScores,
-    confusion_with_missing,
-    scores_from_confusion,
-)
+from maskcls.evaluation.scoring import confusion_with_missing, scores_from_confusion
 
 FEW = 10
 """People of a group below which its score is mostly chance."""
@@ -67,20 +62,15 @@ def group_scores(
     groups = []
     for combination in np.unique(codes, axis=0):
         rows = (codes == combination).all(axis=1)
-        scores = scores_of(truth[rows], predicted[rows], num_classes)
+        matrix = confusion_with_missing(truth[rows], predicted[rows], num_classes)
+        scores = scores_from_confusion(matrix)
         groups.append(
             Group(
                 tuple(f.names[code] for f, code in zip(factors, combination, strict=True)),
                 pictures=int(rows.sum()),
                 people=None if whose is None else len(np.unique(whose[rows])),
-                macro_f1=float(scores.f1[scores.support > 0].mean()),
+                macro_f1=scores.macro_f1_of_true,
                 accuracy=scores.accuracy,
             )
         )
     return groups
-
-
-def scores_of(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> ClassScores:
-    """Classes (N,), true and predicted, of which the latter may be `NO_ANSWER` → scores."""
-    answered = predicted != NO_ANSWER
-    return scores_from_confusion(confusion_with_missing(truth, predicted, answered, num_classes))

@@ -23,8 +23,8 @@ FLOOR = 1e-3
 """Of a picture's probabilities: no single picture, however sure its answer, outvotes the others."""
 ROUNDS = 30
 """Of fitting: shares and temperature in turns; they settle in a few."""
-BORDER_YEARS = 2.0
-"""Deviation of the normal curve by which a labelled age agrees with the group beyond a border: one
+AGREEMENT_DEVIATION = 2.0
+"""Of the normal curve, in years, by which a labelled age agrees with the group beyond a border: one
 year from it 0.88, three years 0.32, five years 0.04. Faces tell an age to some years at best."""
 
 
@@ -44,7 +44,7 @@ def pool(probabilities: np.ndarray, facts: np.ndarray, count: int) -> np.ndarray
 
     Not their sum, which takes the pictures of one person for independent: seven pictures are wrong
     together, and the sum would be seven times as sure. How sure the mean may be is left to
-    `calibrate`.
+    `calibrate_to_labels`.
     """
     logs = np.log(np.maximum(probabilities, FLOOR))
     sums = np.zeros((count, probabilities.shape[1]))
@@ -52,7 +52,7 @@ def pool(probabilities: np.ndarray, facts: np.ndarray, count: int) -> np.ndarray
     return sums / np.bincount(facts, minlength=count)[:, None]
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def calibrate_to_labels(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Logits (N, C) → probabilities (N, C) that are as sure as the labels bear out, and whose means
     are the shares of the labels.
 
@@ -74,8 +74,8 @@ def calibrate(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def judge(
     probabilities: np.ndarray, labels: np.ndarray, agreement: np.ndarray | None = None
 ) -> Judgement:
-    """`probabilities`: from `calibrate`. `agreement` (N, C), 0..1: how far each class agrees with a
-    fact's label; 1 for the label itself. Without it no other class agrees.
+    """`probabilities`: from `calibrate_to_labels`. `agreement` (N, C), 0..1: how far each class
+    agrees with a fact's label; 1 for the label itself. Without it no other class agrees.
 
     A label's support is the sum of the probabilities, each as far as its class agrees. A label is
     contradicted where its rival reaches its threshold, the mean probability of that class over
@@ -104,11 +104,12 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def age_agreement(ages: np.ndarray) -> np.ndarray:
     """Labelled ages in whole years (N,) → how far each age group agrees with them (N, 3), 0..1: 1
-    for their own, and less the more years lie between the age and the group; see `BORDER_YEARS`."""
+    for their own, and less the more years lie between the age and the group; see
+    `AGREEMENT_DEVIATION`."""
     first = np.array((-np.inf, *AGE_BOUNDS))  # of each group
     last = np.array((*AGE_BOUNDS, np.inf)) - 1
     years = np.maximum(np.maximum(first - ages[:, None], ages[:, None] - last), 0)
-    agreement: np.ndarray = np.exp(-((years / BORDER_YEARS) ** 2) / 2)
+    agreement: np.ndarray = np.exp(-((years / AGREEMENT_DEVIATION) ** 2) / 2)
     return agreement
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from maskcls.checkpoints import find_checkpoint, is_finished, read_manifest
+from maskcls.checkpoints import find_checkpoint, is_finished
 from maskcls.classifier import BEST, TorchClassifier
 from maskcls.data.profiles import Profile, locate
 from maskcls.data.runs import data_folders, labelled_pictures, people_of_run, split_beside
@@ -94,6 +94,29 @@ class FoldScores:
     folds: tuple[float, ...]  # macro F1 of each fold's people alone
 
 
+@dataclass(frozen=True, eq=False)
+class _Answered:
+    """A picture and what was answered about it."""
+
+    place: Place
+    path: Path
+    owner: Profile
+    multi_label: int  # of the 18 classes
+    probabilities: np.ndarray  # (C,)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """What a fold's network answered about the people who validated it."""
+
+    manifest: Manifest
+    models: Sequence[ModelFile]
+    tells_all: bool  # whether it says whom all it was trained on
+    answered: Sequence[_Answered]  # without pictures that cannot be read
+    unreadable: int
+    seen: int  # of those that were answered, in the training of the network
+
+
 def answer_out_of_fold(
     group: Path, device: torch.device, say: Callable[[str], None] = print
 ) -> OutOfFold:
@@ -107,70 +130,75 @@ def answer_out_of_fold(
     """
     checkpoints = require_folds(group)
     _require_partition(group, checkpoints)
-    places: list[Place] = []
-    paths: list[Path] = []
-    people: list[str] = []
-    races: list[str] = []
-    folds: list[int] = []
-    multi: list[int] = []
-    answers: list[np.ndarray] = []
-    manifests: list[Manifest] = []
-    models: list[ModelFile] = []
-    unreadable, seen, unknown = 0, 0, False
-    for fold, checkpoint in enumerate(checkpoints):
-        manifest = read_manifest(checkpoint)
-        # A fold's calibration was fitted on the people who are answered here.
-        engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
-        profiles = people_of_run(checkpoint, manifest, "val")
-        _refuse_seen(checkpoint, engine, profiles)
-        unknown |= not names_all(engine.trained_on)
-        roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
-        owners = {picture.path: p for p in profiles for picture in p.pictures}
-        labels = dict(labelled_pictures(profiles))
-        sources = [Source(str(path), path) for path in labels]
-        with tqdm(total=len(sources), desc=f"fold {fold}", unit="img", disable=None) as bar:
-            for batch in decoded_batches(engine.specs, sources, BATCH, 2, engine.trained_on):
-                good = [picture for picture in batch if not picture.error]
-                for path in (picture.source.path for picture in good):
-                    owner = owners[path]
-                    inside = f"{owner.folder.name}/{path.name}"
-                    places.append((roots[owner.folder.parent], inside))
-                    paths.append(path)
-                    people.append(owner.person)
-                    races.append(owner.race)
-                    folds.append(fold)
-                    multi.append(labels[path])
-                if good:
-                    pixels = np.stack([picture.pixels[0] for picture in good])
-                    answers.append(softmax(engine.logits(0, pixels)))
-                unreadable += len(batch) - len(good)
-                seen += sum(picture.seen for picture in good)
-                bar.update(len(batch))
-        manifests.append(manifest)
-        models += engine.models
-    if not answers:
+    folds = [_answer_fold(fold, path, device) for fold, path in enumerate(checkpoints)]
+    answered = [picture for fold in folds for picture in fold.answered]
+    if not answered:
         raise DataError(f"{group}: none of the pictures of its people can be read")
+    unreadable, seen = sum(fold.unreadable for fold in folds), sum(fold.seen for fold in folds)
     if unreadable:
         say(f"warning: {unreadable} unreadable pictures are skipped")
-    labels_of_all = np.array(multi)
+    known = seen > 0 or all(fold.tells_all for fold in folds)
+    multi_labels = np.array([picture.multi_label for picture in answered])
     found = OutOfFold(
         group=group,
-        manifests=tuple(manifests),
-        places=places,
-        paths=paths,
-        people=people,
-        races=races,
-        folds=np.array(folds),
-        labels=manifests[0].get_task().from_multi(labels_of_all),
-        probabilities=np.concatenate(answers),
-        multi_labels=labels_of_all,
+        manifests=tuple(fold.manifest for fold in folds),
+        places=[picture.place for picture in answered],
+        paths=[picture.path for picture in answered],
+        people=[picture.owner.person for picture in answered],
+        races=[picture.owner.race for picture in answered],
+        folds=np.repeat(np.arange(len(folds)), [len(fold.answered) for fold in folds]),
+        labels=folds[0].manifest.get_task().from_multi(multi_labels),
+        probabilities=np.stack([picture.probabilities for picture in answered]),
+        multi_labels=multi_labels,
         provenance=Provenance(
-            len(places), unreadable, seen if seen or not unknown else None, tuple(models)
+            len(answered),
+            unreadable,
+            seen if known else None,
+            tuple(model for fold in folds for model in fold.models),
         ),
     )
     for caveat in found.caveats:
         say(f"warning: {caveat}")
     return found
+
+
+def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
+    """
+    Raises:
+        DataError: the pictures are gone; the network has seen people whom it should answer.
+    """
+    manifest = read_manifest(checkpoint)
+    # A fold's calibration was fitted on the people who are answered here.
+    engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
+    profiles = people_of_run(checkpoint, manifest, "val")
+    _refuse_seen(checkpoint, engine, profiles)
+    roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
+    owners = {picture.path: p for p in profiles for picture in p.pictures}
+    labels = dict(labelled_pictures(profiles))
+    sources = [Source(str(path), path) for path in labels]
+    answered: list[_Answered] = []
+    seen = 0
+    with tqdm(total=len(sources), desc=f"fold {fold}", unit="img", disable=None) as bar:
+        for batch in decoded_batches(engine.specs, sources, BATCH, 2, engine.trained_on):
+            good = [picture for picture in batch if not picture.error]
+            if good:
+                pixels = np.stack([picture.pixels[0] for picture in good])
+                probabilities = softmax(engine.logits(0, pixels))
+                for picture, shares in zip(good, probabilities, strict=True):
+                    path = picture.source.path
+                    owner = owners[path]
+                    place = roots[owner.folder.parent], f"{owner.folder.name}/{path.name}"
+                    answered.append(_Answered(place, path, owner, labels[path], shares))
+            seen += sum(picture.seen for picture in good)
+            bar.update(len(batch))
+    return _Fold(
+        manifest,
+        engine.models,
+        names_all(engine.trained_on),
+        answered,
+        unreadable=len(sources) - len(answered),
+        seen=seen,
+    )
 
 
 def write_out_of_fold(found: OutOfFold) -> Path:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from maskcls.files import write_atomic
 
 STYLE = """\
 :root { color-scheme: light; }
@@ -79,6 +83,16 @@ def page(title: str, body: Iterable[str]) -> str:
     )
 
 
+def write_page(path: Path, text: str) -> None:
+    """The document as a file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    # A file name that is no UTF-8 is shown with escapes.
+    write_atomic(path, text.encode("utf-8", errors="backslashreplace"))
+
+
 def paragraph(text: str, kind: str = "") -> str:
     """`kind`: a class of the style sheet."""
     return f"<p{_class(kind)}>{escape(text)}</p>"
@@ -88,6 +102,27 @@ def facts(lines: Mapping[str, str]) -> str:
     """What the page is about, under its title: name → value."""
     items = "".join(f"<dt>{escape(k)}:</dt><dd>{escape(v)}</dd>" for k, v in lines.items())
     return f'<dl class="facts">{items}</dl>'
+
+
+def format_time(moment: datetime) -> str:
+    """When a page was made."""
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}"
+
+
+def privacy(pictures: bool, command: str) -> str:
+    """What to bear in mind about a page that names people's folders, and shows `pictures` of them
+    unless `command` was told otherwise."""
+    if not pictures:
+        return paragraph(
+            "Privacy: this file holds the names of people's folders, which may say who they are.",
+            "warning",
+        )
+    return paragraph(
+        "Privacy: this file holds pictures of people and the names of their folders. Treat it like "
+        "the pictures themselves, and do not pass it on without the right to. "
+        f"{command} with --no-pictures makes one without pictures.",
+        "warning",
+    )
 
 
 def table(

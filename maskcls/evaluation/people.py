@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,14 @@ class Certainty:
     macro_f1: Interval  # LEVEL of the scores of people drawn anew lie in it
     accuracy: Interval
     if_perfect: Mapping[str, float]  # attribute → macro F1 of the 18 classes, were it always right
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "people": self.people,
+            "intervals": {"macro_f1": self.macro_f1, "accuracy": self.accuracy},
+            "if_perfect": dict(self.if_perfect),
+        }
 
 
 def certainty(truth: np.ndarray, predicted: np.ndarray, people: Sequence[str]) -> Certainty:
@@ -50,6 +59,11 @@ def intervals(
     matrices = drawn_confusions(truth, predicted, people, num_classes, DRAWS)
     macro_f1, accuracy = scores_of_many(matrices)
     return _interval(macro_f1), _interval(accuracy)
+
+
+def format_interval(interval: Interval | None) -> str:
+    """As tables have it; a dash where there is none."""
+    return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def drawn_confusions(

@@ -4,61 +4,34 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskcls.data.profiles import parse_folder_name
-from maskcls.errors import DataError
-from maskcls.evaluation.charts import line_chart, reliability_chart
-from maskcls.evaluation.groups import FEW, Factor, Group, group_scores, scores_of
+from maskcls.evaluation.answers import Answers
+from maskcls.evaluation.charts import line_chart
 from maskcls.evaluation.mistakes import Mistake
 from maskcls.evaluation.page import (
     chart,
     facts,
-    number,
+    format_time,
     page,
     paragraph,
     picture,
+    privacy,
     row,
-    share,
     table,
+    write_page,
 )
-from maskcls.evaluation.people import DRAWS, LEVEL, Interval, intervals
-from maskcls.evaluation.reliability import (
-    BINS,
-    calibration_error,
-    read_probabilities,
-    reliability,
-)
-from maskcls.evaluation.scoring import NO_ANSWER, ClassScores, confusion_with_missing
-from maskcls.files import write_atomic
-from maskcls.labels import ATTRIBUTES, MULTI, Task
-from maskcls.provenance import read_provenance
+from maskcls.evaluation.sections import answer_sections
 
 REPORT = "report.html"
 """Its name in a run folder."""
-
-Belief = tuple[np.ndarray, np.ndarray]
-"""Class probabilities (M, C) and true classes (M,)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """Labelled pictures and what was answered."""
-
-    task: Task
-    truth: np.ndarray  # (N,) classes of the task
-    predicted: np.ndarray  # (N,); `NO_ANSWER` where there is none
-    attributes: Mapping[str, np.ndarray]  # all of `ATTRIBUTES` → (N,), the true ones
-    people: Sequence[str] | None = None  # whose picture each is (N); None where it is not known
-    races: Sequence[str] | None = None  # (N), as in the folders' names
-    beliefs: Mapping[str, Belief] = field(default_factory=dict)  # what they are about → the numbers
 
 
 @dataclass(frozen=True)
@@ -91,8 +64,7 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         OSError: it cannot be written; names `path`.
     """
-    # A file name that is no UTF-8 is shown with escapes.
-    write_atomic(path, render(report).encode("utf-8", errors="backslashreplace"))
+    write_page(path, render(report))
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -108,91 +80,12 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return rows if all(row.keys() >= {"epoch", "macro_f1"} for row in rows) else []
 
 
-def beliefs_of(task: Task, probabilities: np.ndarray, truth: np.ndarray) -> dict[str, Belief]:
-    """What the probabilities (N, C) say of the task and of each of its attributes."""
-    digits = task.decode(truth)
-    found = {name: (values, digits[name]) for name, values in task.marginals(probabilities).items()}
-    if len(task.attributes) == 1:
-        return found
-    return {_whole(task): (probabilities, truth)} | found
-
-
-def _whole(task: Task) -> str:
-    """How the page calls a task beside its attributes."""
-    several = len(task.attributes) > 1
-    return f"all {task.num_classes} classes" if several else task.attributes[0]
-
-
-def report_predictions(
-    gt: Path,
-    pred: Path,
-    truth: Mapping[str, int],
-    predicted: Mapping[str, int],
-    notes: Sequence[str],
-) -> Report:
-    """Of a prediction file: `truth` and `predicted` as `read_answers` reads the two files.
-
-    ImageIDs with a person's folder in them (`000001_female_Asian_45/mask1.jpg`) tell who is on a
-    picture. Probabilities are taken from the file where it has them.
-
-    Raises:
-        DataError: see `read_probabilities`.
-    """
-    labels = np.array(list(truth.values()), dtype=np.int64)
-    attributes = MULTI.decode(labels)
-    people, races = _people_in(truth)
-    beliefs = {}
-    for name, values in read_probabilities(pred).items():
-        known = [place for place, image_id in enumerate(truth) if image_id in values]
-        if known:
-            rows = np.stack([values[image_id] for image_id in truth if image_id in values])
-            beliefs[name] = rows, attributes[name][known]
-    provenance = read_provenance(pred)
-    models = provenance.models if provenance is not None else ()
-    return Report(
-        f"Scores of {pred.name}",
-        Answers(
-            MULTI,
-            labels,
-            np.array([predicted.get(image_id, NO_ANSWER) for image_id in truth], dtype=np.int64),
-            attributes,
-            people,
-            races,
-            beliefs,
-        ),
-        facts={
-            "Predictions": str(pred),
-            "Truth": str(gt),
-            **{f"Network, {model.task}": model.path for model in models},
-        },
-        notes=notes,
-    )
-
-
-def _people_in(image_ids: Iterable[str]) -> tuple[list[str] | None, list[str] | None]:
-    """Folder and race of each picture, if all of the ImageIDs tell."""
-    people, races = [], []
-    for image_id in image_ids:
-        folder = PurePosixPath(image_id.replace("\\", "/")).parent.name
-        try:
-            _, _, race, _ = parse_folder_name(folder)
-        except DataError:
-            return None, None
-        people.append(folder)
-        races.append(race)
-    return people, races
-
-
 def render(report: Report) -> str:
     """The page as text."""
     parts = [
         _head(report),
         ["<main>"],
-        _scores(report),
-        _confusions(report.answers),
-        _classes(report.answers),
-        _groups(report.answers),
-        _reliability(report.answers),
+        answer_sections(report.answers),
         _curves(report.runs),
         _mistakes(report),
         _configs(report.runs),
@@ -207,243 +100,17 @@ def _head(report: Report) -> Iterator[str]:
     people = f"{len(set(answers.people))} people, " if answers.people is not None else ""
     yield facts(
         {
-            "Made": f"{report.made:%Y-%m-%d %H:%M} {report.made.tzname() or ''}",
+            "Made": format_time(report.made),
             **{f"Network, {run.task}": f"{run.model}, {run.folder}" for run in report.runs},
             **report.facts,
             "Scored on": f"{people}{len(answers.truth)} pictures",
         }
     )
-    if any(mistake.views for mistake in report.mistakes or ()):
-        yield paragraph(
-            "Privacy: this file holds pictures of people and the names of their folders. Treat it "
-            "like the pictures themselves, and do not pass it on without the right to. "
-            "maskcls-evaluate with --no-pictures makes one without pictures.",
-            "warning",
-        )
-    elif report.mistakes:
-        yield paragraph(
-            "Privacy: this file holds the names of people's folders, which may say who they are.",
-            "warning",
-        )
+    if report.mistakes:
+        yield privacy(any(mistake.views for mistake in report.mistakes), "maskcls-evaluate")
     for note in report.notes:
         yield paragraph(note)
     yield "</header>"
-
-
-def _scores(report: Report) -> Iterator[str]:
-    answers = report.answers
-    yield "<h2>Scores</h2>"
-    yield paragraph(
-        "F1 of a class joins precision (of the pictures given this class, how many are it) and "
-        "recall (of the pictures of this class, how many were found); 1 is perfect, 0 is nothing "
-        "right. Macro F1 is the mean over the classes, so a rare class counts as much as a "
-        "frequent one. Accuracy is the share of right answers."
-    )
-    whole, *parts = [
-        (name, scores_of(truth, predicted, classes), _intervals(answers, truth, predicted, classes))
-        for name, truth, predicted, classes in _parts(answers)
-    ]
-    _, scores, sure = whole
-    shown = zip(("macro F1", "accuracy"), (scores.macro_f1, scores.accuracy), sure, strict=True)
-    cards = "".join(
-        f'<div class="card">{name}<b>{value:.4f}</b>{_interval(interval)}</div>'
-        for name, value, interval in shown
-    )
-    yield f'<div class="cards">{cards}</div>'
-    if answers.people is not None:
-        yield paragraph(
-            f"The range is the {LEVEL:.0%} interval. The score is computed {DRAWS} times, each "
-            "time for as many people as there are, drawn from these, some twice and some not at "
-            f"all; {LEVEL:.0%} of the results lie in it. It tells about how far off the score of "
-            "all people of this kind may be, so a difference that is much smaller says little; the "
-            "score of as many others varies more, by about 1.4 times. A class that nobody drawn "
-            "has is left out of that result, or counts as 0 where somebody drawn is taken for it: "
-            "with few people of a class the range is rough, and mostly too narrow."
-        )
-        if scores.accuracy == 1:
-            count = len(set(answers.people))
-            likely = 100 * (1 - (1 - LEVEL) ** (1 / count))
-            yield paragraph(
-                f"No mistake leaves no range. Of {count} people without one it can be said that "
-                f"not more than {likely:.2g}% of others of their kind are "
-                "likely to have one."
-            )
-    else:
-        yield paragraph(
-            "Without intervals: the file does not say who is on which picture, and pictures of one "
-            "person are right or wrong together. ImageIDs with the person's folder in them "
-            "(000001_female_Asian_45/mask1.jpg) do.",
-            "out",
-        )
-    missing = int(np.count_nonzero(answers.predicted == NO_ANSWER))
-    if missing:
-        yield paragraph(f"{missing} pictures have no answer; they count as wrong.")
-    if parts:
-        header = ["attribute", "macro F1", "interval", "accuracy", "interval"]
-        rows = [
-            row(
-                [name],
-                [
-                    share(each.macro_f1),
-                    number(_interval(f1)),
-                    share(each.accuracy),
-                    number(_interval(accuracy)),
-                ],
-            )
-            for name, each, (f1, accuracy) in parts
-        ]
-        yield table("By attribute", header, rows)
-
-
-def _parts(answers: Answers) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
-    """The task, then its attributes where it has several: name, truth, predictions, classes."""
-    task = answers.task
-    yield _whole(task), answers.truth, answers.predicted, task.num_classes
-    if len(task.attributes) > 1:
-        answered = answers.predicted != NO_ANSWER
-        # Something must be decoded where nothing was answered.
-        found = task.decode(np.where(answered, answers.predicted, 0))
-        for name, truth in task.decode(answers.truth).items():
-            yield name, truth, np.where(answered, found[name], NO_ANSWER), len(ATTRIBUTES[name])
-
-
-def _intervals(
-    answers: Answers, truth: np.ndarray, predicted: np.ndarray, classes: int
-) -> tuple[Interval | None, Interval | None]:
-    if answers.people is None:
-        return None, None
-    return intervals(truth, predicted, answers.people, classes)
-
-
-def _interval(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def _confusions(answers: Answers) -> Iterator[str]:
-    yield "<h2>Confusion matrices</h2>"
-    yield paragraph(
-        "A row is the true class, a column the answer, a cell the number of pictures. Framed cells "
-        "on the diagonal are right. Darker: a larger share of the row, so that rare classes are as "
-        "readable as frequent ones."
-    )
-    for name, truth, predicted, classes in _parts(answers):
-        names = ATTRIBUTES.get(name, answers.task.class_names)
-        yield _confusion(name, names, truth, predicted, classes)
-
-
-def _confusion(
-    name: str, names: Sequence[str], truth: np.ndarray, predicted: np.ndarray, classes: int
-) -> str:
-    matrix = confusion_with_missing(truth, predicted, predicted != NO_ANSWER, classes)
-    if not matrix[:, -1].any():
-        matrix = matrix[:, :-1]
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    rows = []
-    numbered = classes > 6  # columns are too narrow for names
-    for label, counts in enumerate(matrix):
-        cells = []
-        for column, count in enumerate(counts):
-            part = float(shares[label, column])
-            # White to the blue of matplotlib's "Blues"; its text turns white behind the middle.
-            colour = [round(255 + part * (end - 255)) for end in (8, 48, 107)]
-            ink = "#fff" if part > 0.65 else "#000"  # a contrast of 4.5 at least
-            style = f"background:rgb({colour[0]},{colour[1]},{colour[2]});color:{ink}"
-            kind = ' class="right"' if column == label else ""
-            cells.append(f'<td{kind} style="{style}">{count or ""}</td>')
-        shown = f"{label}: {names[label]}" if numbered else names[label]
-        rows.append(row([shown], cells))
-    columns = [str(label) for label in range(classes)] if numbered else list(names)
-    header = ["true \\ answer", *[*columns, "no answer"][: matrix.shape[1]]]
-    return table(f"Confusion matrix: {name}", header, rows, "confusion")
-
-
-def _classes(answers: Answers) -> Iterator[str]:
-    yield "<h2>Classes</h2>"
-    yield paragraph(
-        "A class that is neither in the truth nor in the answers has dashes, and no part in macro "
-        "F1. Low precision: others are taken for it. Low recall: it is taken for others."
-    )
-    task = answers.task
-    scores = scores_of(answers.truth, answers.predicted, task.num_classes)
-    header = ["class", "precision", "recall", "F1", "pictures"]
-    rows = [
-        row([f"{label}: {name}"], _class_cells(scores, label))
-        for label, name in enumerate(task.class_names)
-    ]
-    yield table("Scores of the classes", header, rows)
-
-
-def _class_cells(scores: ClassScores, label: int) -> list[str]:
-    values = (scores.precision[label], scores.recall[label], scores.f1[label])
-    shown = [share(value) if scores.occurs[label] else number("–") for value in values]
-    return [*shown, number(scores.support[label])]
-
-
-def _groups(answers: Answers) -> Iterator[str]:
-    yield "<h2>Groups</h2>"
-    yield paragraph(
-        "Is the network as good for some people as for others? Macro F1 here is the mean over the "
-        "classes that the group's truth has. Compare groups of the same kind, and mind their size: "
-        f"those in grey italics have fewer than {FEW} people, so their scores are mostly chance. "
-        "Race is the field in the name of a person's folder, as whoever made the data filled it in."
-    )
-    factors = {name: Factor(ATTRIBUTES[name], codes) for name, codes in answers.attributes.items()}
-    if answers.races is None:
-        yield paragraph(
-            "Without race: the file does not say which folder pictures are from.", "out"
-        )
-    else:
-        factors["race"] = Factor.of(answers.races)
-
-    def scored(names: Sequence[str]) -> list[Group]:
-        return group_scores(
-            answers.truth,
-            answers.predicted,
-            answers.task.num_classes,
-            [factors[name] for name in names],
-            answers.people,
-        )
-
-    header = ["macro F1", "accuracy", "people", "pictures"]
-    single = [_group_row(group, name) for name in factors for group in scored([name])]
-    yield table("One by one", ["", "group", *header], single, left=2)
-    crossed = [list(ATTRIBUTES)] + ([list(factors)] if "race" in factors else [])
-    for names in crossed:
-        title = " × ".join(names)
-        rows = [_group_row(group) for group in scored(names)]
-        inner = table(title, [*names, *header], rows, left=len(names))
-        yield f"<details><summary>{title}: {len(rows)} groups</summary>{inner}</details>"
-
-
-def _group_row(group: Group, *names: str) -> str:
-    people = "–" if group.people is None else str(group.people)
-    cells = [share(group.macro_f1), share(group.accuracy), number(people), number(group.pictures)]
-    return row([*names, *group.values], cells, "few" if group.unreliable else "")
-
-
-def _reliability(answers: Answers) -> Iterator[str]:
-    yield "<h2>Reliability</h2>"
-    if not answers.beliefs:
-        yield paragraph(
-            "Left out: the predictions have no probabilities. maskcls-infer --probabilities adds "
-            "them.",
-            "out",
-        )
-        return
-    yield paragraph(
-        "Of the answers given with 80 % confidence 80 % should be right: the bars should reach the "
-        "dashed line. Shorter bars: too sure of itself; longer ones: too modest. ECE, the expected "
-        f"calibration error, is the mean distance of accuracy from confidence over {BINS} bins, "
-        "weighted by their pictures; 0 is best. Grey: how many pictures a bar stands for. A bar of "
-        "few pictures says little."
-    )
-    figures = []
-    for name, (probabilities, labels) in answers.beliefs.items():
-        bins = reliability(probabilities, labels)
-        ece = calibration_error(bins)
-        told = f"{name}: ECE {ece:.4f}"
-        figures.append(chart(told, reliability_chart(f"Reliability diagram, {told}", bins)))
-    yield f'<div class="charts">{"".join(figures)}</div>'
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[str]:

@@ -14,9 +14,10 @@ from maskcls.classifier import TorchClassifier
 from maskcls.data.profiles import Profile
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.errors import DataError
+from maskcls.evaluation.answers import Answers, beliefs_of
 from maskcls.evaluation.caveats import caveats
 from maskcls.evaluation.mistakes import Viewer, describe, worst
-from maskcls.evaluation.report import Answers, Report, Run, beliefs_of, read_history
+from maskcls.evaluation.report import Report, Run, read_history
 from maskcls.images import read_image
 from maskcls.labels import MULTI
 from maskcls.runtime import Source
@@ -28,12 +29,18 @@ class CommonAnswers:
     """What networks answer together about the pictures (N) of people who validated all of them."""
 
     people: list[Profile]
-    found: dict[str, np.ndarray]  # path of a picture → probabilities of the 18 classes (18,)
-    truth: np.ndarray  # (N,) of the 18 classes, in the order of `found`
-    predicted: np.ndarray  # (N,) the most probable
+    names: list[str]  # (N) the pictures' paths
+    probabilities: np.ndarray  # (N, 18)
+    truth: np.ndarray  # (N,) of the 18 classes
     whose: list[str]  # (N) the person
     unreadable: int  # pictures that are left out, as validation did
     caveats: list[str]  # why the scores flatter
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable classes (N,)."""
+        found: np.ndarray = self.probabilities.argmax(axis=1)
+        return found
 
 
 def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -> CommonAnswers:
@@ -49,26 +56,27 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
     )
     labels = {str(path): label for path, label in labelled_pictures(people)}
     sources = [Source(name, Path(name)) for name in labels]
-    found: dict[str, np.ndarray] = {}
+    names: list[str] = []
+    probabilities: list[np.ndarray] = []  # of a batch each
     known = 0
     with tqdm(total=len(sources), desc="answering", unit="img", disable=None) as bar:
         for batch in decoded_batches(engine.specs, sources, 32, 2, engine.trained_on):
             good = [picture for picture in batch if not picture.error]
             if good:
-                ids = (picture.source.image_id for picture in good)
-                found |= dict(zip(ids, predict(engine, good), strict=True))
+                names += [picture.source.image_id for picture in good]
+                probabilities.append(predict(engine, good))
                 known += sum(picture.seen for picture in good)
             bar.update(len(batch))
-    if not found:
+    if not names:
         raise DataError(f"none of the {len(sources)} pictures of their people can be read")
     whose = {str(p.path): person.person for person in people for p in person.pictures}
     return CommonAnswers(
         people,
-        found,
-        np.array([labels[name] for name in found]),
-        np.array([int(probabilities.argmax()) for probabilities in found.values()]),
-        [whose[name] for name in found],
-        len(sources) - len(found),
+        names,
+        np.concatenate(probabilities),
+        np.array([labels[name] for name in names]),
+        [whose[name] for name in names],
+        len(sources) - len(names),
         caveats(engine, [person.person for person in people], known),
     )
 
@@ -114,10 +122,9 @@ def report_runs(
         PictureError: a picture that could be read before cannot be read any more.
     """
     races = {person.person: person.race for person in answered.people}
-    names, truth = list(answered.found), answered.truth
-    probabilities = np.stack(list(answered.found.values()))
+    probabilities, truth = answered.probabilities, answered.truth
     chosen = worst(probabilities, truth)
-    paths = [Path(names[place]) for place in chosen]
+    paths = [Path(answered.names[place]) for place in chosen]
     viewers: list[Viewer] = []
     if pictures and paths:
         seen = [prepare(read_image(path), engine.specs) for path in paths]

@@ -1,8 +1,11 @@
 """The score: macro F1 and accuracy, from one confusion matrix.
 
-`scores_from_confusion` is the only definition of the score in the project. Training feeds it the
-matrix of its validation set, `maskcls-evaluate` that of a prediction file, and it agrees with
-scikit-learn's `f1_score(average="macro")`.
+`scores_from_confusion` defines the score. Training feeds it the matrix of its validation set,
+`maskcls-evaluate` that of a prediction file, and it agrees with scikit-learn's
+`f1_score(average="macro")`: the mean over the classes in the truth or in the predictions.
+
+Where networks or groups of people are compared with each other, the mean is over the classes in the
+truth alone, `macro_f1_of_true`: which others are predicted differs between them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from maskcls.errors import DataError
-from maskcls.labels import ATTRIBUTES, MULTI
+from maskcls.labels import ATTRIBUTES, MULTI, Task
 
 COLUMNS = ("ImageID", "ans")
 NO_ANSWER = -1
@@ -36,6 +39,11 @@ class ClassScores:
     occurs: np.ndarray  # bool, the class is in the truth or in the predictions
     macro_f1: float
     accuracy: float
+
+    @property
+    def macro_f1_of_true(self) -> float:
+        """The mean over the classes in the truth alone, of which there is one at least."""
+        return float(self.f1[self.support > 0].mean())
 
     def to_list(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Plain values of each class, for JSON. `names` (C)."""
@@ -218,33 +226,35 @@ def score_answers(truth: Mapping[str, int], predicted: Mapping[str, int]) -> Sco
         )
     labels = np.array(list(truth.values()), dtype=np.int64)
     answers = np.array([predicted.get(image_id, NO_ANSWER) for image_id in truth], dtype=np.int64)
-    answered = answers != NO_ANSWER
-    confusion = confusion_with_missing(labels, answers, answered, MULTI.num_classes)
-
-    true_digits = MULTI.decode(labels)
-    # Something must be decoded where nothing was answered; `answered` masks it again.
-    digits = MULTI.decode(np.where(answered, answers, 0))
+    confusion = confusion_with_missing(labels, answers, MULTI.num_classes)
+    true_digits, digits = MULTI.decode(labels), decode_answers(MULTI, answers)
     return Scores(
         count=len(labels),
-        missing=int(np.count_nonzero(~answered)),
+        missing=int(np.count_nonzero(answers == NO_ANSWER)),
         confusion=confusion,
         classes=scores_from_confusion(confusion),
         attributes={
             attribute: scores_from_confusion(
-                confusion_with_missing(
-                    true_digits[attribute], digits[attribute], answered, len(names)
-                )
+                confusion_with_missing(true_digits[attribute], digits[attribute], len(names))
             )
             for attribute, names in ATTRIBUTES.items()
         },
     )
 
 
+def decode_answers(task: Task, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Classes of a task (N,) → per attribute (N,); both are `NO_ANSWER` where there is none."""
+    answered = predicted != NO_ANSWER
+    # Something must be decoded where nothing was answered.
+    digits = task.decode(np.where(answered, predicted, 0))
+    return {name: np.where(answered, digit, NO_ANSWER) for name, digit in digits.items()}
+
+
 def confusion_with_missing(
-    truth: np.ndarray, predicted: np.ndarray, answered: np.ndarray, num_classes: int
+    truth: np.ndarray, predicted: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """(C, C+1): pictures that were not answered are in the last column."""
-    with_missing = np.where(answered, predicted, num_classes)
+    """(C, C+1): pictures whose prediction is `NO_ANSWER` are in the last column."""
+    with_missing = np.where(predicted == NO_ANSWER, num_classes, predicted)
     # "No answer" is one more class; its row is empty, because the truth always has an answer.
     return confusion_matrix(truth, with_missing, num_classes + 1)[:num_classes]
 

@@ -11,12 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from maskcls.data.splits import side_sizes
-from maskcls.evaluation.groups import FEW, Factor, Group, group_scores, scores_of
-from maskcls.evaluation.people import DRAWS, LEVEL, intervals
-from maskcls.evaluation.report import Answers
+from maskcls.evaluation.answers import Answers
+from maskcls.evaluation.groups import FEW, Group
+from maskcls.evaluation.people import DRAWS, LEVEL, format_interval
 from maskcls.labels import AGE_BOUNDS, ATTRIBUTES
 from maskcls.manifest import Manifest, OnnxManifest, is_greedy, networks_within
 from maskcls.provenance import fingerprint, names_all
@@ -271,30 +269,14 @@ def _scores(manifest: OnnxManifest, compared: Compared) -> Iterator[str]:
         yield "It is not known whether a network was trained on some of them."
     yield ""
     rows = []
-    for name, truth, predicted, classes in _parts(answers):
-        scores = scores_of(truth, predicted, classes)
-        macro_f1, accuracy = intervals(truth, predicted, answers.people or (), classes)
+    for part in answers.parts():
+        scores = part.scores()
+        macro_f1, accuracy = map(format_interval, part.intervals())
         rows.append(
-            [
-                name,
-                f"{scores.macro_f1:.4f}",
-                "{:.3f} to {:.3f}".format(*macro_f1),
-                f"{scores.accuracy:.4f}",
-                "{:.3f} to {:.3f}".format(*accuracy),
-            ]
+            [part.name, f"{scores.macro_f1:.4f}", macro_f1, f"{scores.accuracy:.4f}", accuracy]
         )
     yield from _table(["of", "macro F1", "range", "accuracy", "range"], rows)
     yield ""
-
-
-def _parts(answers: Answers) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
-    """The task, and its attributes where it has several: name, truth, answers, classes."""
-    task = answers.task
-    if len(task.attributes) > 1:
-        yield f"all {task.num_classes} classes", answers.truth, answers.predicted, task.num_classes
-    found = task.decode(answers.predicted)
-    for name, truth in task.decode(answers.truth).items():
-        yield name, truth, found[name], len(ATTRIBUTES[name])
 
 
 def _groups(answers: Answers | None) -> Iterator[str]:
@@ -308,26 +290,18 @@ def _groups(answers: Answers | None) -> Iterator[str]:
         "are mostly chance."
     )
     yield ""
-    factors = {name: Factor(ATTRIBUTES[name], codes) for name, codes in answers.attributes.items()}
-    if answers.races is not None:
-        factors["race, as the data has it"] = Factor.of(answers.races)
-
-    def scored(names: Sequence[str]) -> list[Group]:
-        return group_scores(
-            answers.truth,
-            answers.predicted,
-            answers.task.num_classes,
-            [factors[name] for name in names],
-            answers.people,
-        )
-
+    told = {"race": "race, as the data has it"}
     header = ["macro F1", "accuracy", "people", "pictures"]
     yield from _table(
         ["", "group", *header],
-        [[name, *_group(group)] for name in factors for group in scored([name])],
+        [
+            [told.get(name, name), *_group(group)]
+            for name in answers.factors()
+            for group in answers.groups(name)
+        ],
     )
     yield ""
-    yield from _table([*ATTRIBUTES, *header], [_group(group) for group in scored([*ATTRIBUTES])])
+    yield from _table([*ATTRIBUTES, *header], map(_group, answers.groups(*ATTRIBUTES)))
     yield ""
 
 

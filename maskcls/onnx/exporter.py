@@ -17,7 +17,7 @@ import torch
 from maskcls.classifier import TorchClassifier
 from maskcls.data.runs import split_of_run
 from maskcls.errors import CheckpointError, ConfigError, DataError, ExportError, unknown
-from maskcls.evaluation.report import Answers
+from maskcls.evaluation.answers import Answers
 from maskcls.files import remove_left_over, replacing, write_atomic
 from maskcls.images import picture_digest
 from maskcls.labels import ATTRIBUTES, MULTI, TASKS

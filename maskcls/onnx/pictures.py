@@ -10,7 +10,7 @@ import numpy as np
 from maskcls.data.profiles import Profile, locate, read_profiles
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.errors import DataError, PictureError
-from maskcls.evaluation.report import Answers
+from maskcls.evaluation.answers import Answers
 from maskcls.images import read_image
 from maskcls.labels import MULTI, Task
 from maskcls.manifest import Manifest

@@ -14,14 +14,13 @@ from maskcls.data.augmentation import BaseAugmentation
 from maskcls.data.datasets import Item, MaskBaseDataset
 from maskcls.data.loaders import Batch
 from maskcls.devices import Precision
+from maskcls.evaluation.answers import Answers, beliefs_of
 from maskcls.evaluation.caveats import caveats
 from maskcls.evaluation.mistakes import describe, worst
 from maskcls.evaluation.report import (
     REPORT,
-    Answers,
     Report,
     Run,
-    beliefs_of,
     read_history,
     write_report,
 )

@@ -137,8 +137,9 @@ def test_a_gain_is_in_its_interval_where_an_answer_is_of_nobodys_class(script: M
     """Ten people, five of class 0 and five of class 3; one is taken for class 1, which none has."""
     truth = np.repeat([0, 3], 5)
     people = [str(index) for index in range(10)]
-    right = CommonAnswers([], {}, truth, truth, people, 0, [])
-    wrong = replace(right, predicted=np.where(np.arange(10) == 0, 1, truth))
+    sure = np.eye(MULTI.num_classes)
+    right = CommonAnswers([], [], sure[truth], truth, people, 0, [])
+    wrong = replace(right, probabilities=sure[np.where(np.arange(10) == 0, 1, truth)])
     gain, (low, high) = script.gain_of(wrong, right)
     assert gain == pytest.approx((8 / 9 + 1) / 2 - 1)
     assert low <= gain <= high
@@ -161,7 +162,7 @@ def test_nobody_is_calibrated_by_their_own_labels(
         truth = np.where(changed, (found.truth + 7) % MULTI.num_classes, found.truth)
         other = replace(base, answers=replace(found, truth=truth))
         whole = script.score_calibrated(other, ["mask_gender", "age"], kind).answers
-        return np.stack(list(whole.found.values()))
+        return np.array(whole.probabilities)
 
     before, own_changed, others_changed = (
         answers(changed) for changed in (np.zeros_like(rows), rows, ~rows)

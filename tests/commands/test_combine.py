@@ -8,8 +8,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx

@@ -8,7 +8,7 @@ import pytest
 
 from maskcls.evaluation.label_errors import (
     age_agreement,
-    calibrate,
+    calibrate_to_labels,
     find_swaps,
     judge,
     pool,
@@ -28,7 +28,7 @@ def doubts(
     people, pictures, classes = answers.shape
     owners = np.repeat(np.arange(people), pictures)
     logits = pool(answers.reshape(-1, classes), owners, people)
-    return judge(calibrate(logits, labels), labels, agreement).doubt
+    return judge(calibrate_to_labels(logits, labels), labels, agreement).doubt
 
 
 def recall(doubt: np.ndarray, wrong: np.ndarray, share: float = 0.1) -> float:
@@ -106,13 +106,15 @@ def test_calibration_takes_out_lean_and_excess() -> None:
     truth = (rng.random(20_000) < 0.3).astype(int)
     fair = class_answers(rng, truth, 2, pictures=1, shared=0)[:, 0]
     leaning = 3 * np.log(fair) + np.array([0.0, 2.0])
-    again = calibrate(leaning, truth)
+    again = calibrate_to_labels(leaning, truth)
     assert np.abs(again - fair).max() < 0.05
     assert again.mean(axis=0) == pytest.approx([0.7, 0.3], abs=0.01)
 
 
 def test_calibration_of_a_class_that_nobody_has() -> None:
-    shares = calibrate(np.log([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]] * 20), np.array([0, 1] * 20))
+    shares = calibrate_to_labels(
+        np.log([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]] * 20), np.array([0, 1] * 20)
+    )
     assert np.isfinite(shares).all()
     assert shares.argmax(axis=1).tolist() == [0, 1] * 20
 

@@ -17,19 +17,18 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score
 
+from maskcls.evaluation.answers import Answers, beliefs_of
 from maskcls.evaluation.charts import line_chart, ticks
 from maskcls.evaluation.mistakes import Mistake, View, describe, worst
 from maskcls.evaluation.people import intervals
+from maskcls.evaluation.predictions_report import report_predictions
 from maskcls.evaluation.reliability import expected_calibration_error
 from maskcls.evaluation.report import (
-    Answers,
     Report,
     Run,
-    beliefs_of,
     overlay,
     read_history,
     render,
-    report_predictions,
     write_report,
 )
 from maskcls.evaluation.scoring import NO_ANSWER

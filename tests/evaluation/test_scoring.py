@@ -101,6 +101,7 @@ def test_macro_f1_of_true_classes_is_that_of_sklearn(
     matrix = confusion_matrix(np.array(truth), np.array(predicted), num_classes)
     expected = metrics.f1_score(truth, predicted, labels=sorted(set(truth)), average="macro")
     assert macro_f1_of_true(matrix[None]) == pytest.approx(expected)
+    assert scores_from_confusion(matrix).macro_f1_of_true == pytest.approx(expected)
 
 
 def test_confusion_matrix_rejects_labels_that_do_not_fit() -> None:
