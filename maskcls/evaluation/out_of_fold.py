@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from maskcls.checkpoints import find_checkpoint, is_finished
+from maskcls.checkpoints import find_checkpoint, is_finished, read_manifest
 from maskcls.classifier import BEST, TorchClassifier
 from maskcls.data.profiles import Profile, locate
 from maskcls.data.runs import data_folders, labelled_pictures, people_of_run, split_beside

@@ -11,10 +11,10 @@ from maskcls.evaluation.answers import Answers, Part
 from maskcls.evaluation.charts import reliability_chart
 from maskcls.evaluation.groups import FEW, Group
 from maskcls.evaluation.page import chart, number, paragraph, row, share, table
-from maskcls.evaluation.people import DRAWS, LEVEL, format_interval
+from maskcls.evaluation.people import DRAWS, LEVEL, format_interval, if_perfect
 from maskcls.evaluation.reliability import BINS, calibration_error, reliability
 from maskcls.evaluation.scoring import NO_ANSWER, ClassScores
-from maskcls.labels import ATTRIBUTES
+from maskcls.labels import ATTRIBUTES, MULTI
 
 
 def answer_sections(answers: Answers) -> Iterator[str]:
@@ -85,6 +85,12 @@ def _scores(answers: Answers) -> Iterator[str]:
             for name, each, (f1, accuracy) in parts
         ]
         yield table("By attribute", header, rows)
+    if answers.task is MULTI and not missing:
+        gains = if_perfect(answers.truth, answers.predicted).items()
+        yield paragraph(
+            "What holds the score down: were one attribute always right, and the others as they "
+            f"are, macro F1 would be {', '.join(f'{f1:.4f} ({name})' for name, f1 in gains)}."
+        )
 
 
 def _confusions(answers: Answers) -> Iterator[str]:

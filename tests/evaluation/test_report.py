@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 from maskcls.evaluation.answers import Answers, beliefs_of
 from maskcls.evaluation.charts import line_chart, ticks
 from maskcls.evaluation.mistakes import Mistake, View, describe, worst
-from maskcls.evaluation.people import intervals
+from maskcls.evaluation.people import if_perfect, intervals
 from maskcls.evaluation.predictions_report import report_predictions
 from maskcls.evaluation.reliability import expected_calibration_error
 from maskcls.evaluation.report import (
@@ -139,6 +139,8 @@ def test_everything_is_on_it() -> None:
     report = full()
     text = render(report)
     page = Page(text)
+    for name, f1 in if_perfect(report.answers.truth, report.answers.predicted).items():
+        assert f"{f1:.4f} ({name})" in page.text
     assert page.headings == [
         *("Scores", "Confusion matrices", "Classes", "Groups", "Reliability", "Learning curves"),
         *("The worst mistakes", "Config"),
