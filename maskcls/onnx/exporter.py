@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from maskcls.classifier import TorchClassifier
 from maskcls.data.runs import split_of_run
 from maskcls.errors import CheckpointError, ConfigError, DataError, ExportError, unknown
 from maskcls.evaluation.answers import Answers
-from maskcls.files import remove_left_over, replacing, write_atomic
+from maskcls.files import locked, remove_left_over, replacing, write_atomic
 from maskcls.images import picture_digest
 from maskcls.labels import ATTRIBUTES, MULTI, TASKS
 from maskcls.manifest import ONNX_KEY, PRECISIONS, SEEN_KEY, Manifest, OnnxManifest
@@ -92,7 +93,8 @@ def export(
     repository.
 
     Raises:
-        ExportError: a network cannot be converted, or its file does not answer as PyTorch does.
+        ExportError: a network cannot be converted, or its file does not answer as PyTorch does, or
+            another export is writing into `out`.
         CheckpointError: a checkpoint that cannot be read, or one task twice.
         ConfigError: no such precision.
         DataError: no pictures to compare on, or to calibrate int8 on.
@@ -120,21 +122,30 @@ def export(
     )
     served = FUSED_FILE if complete else f"{first.manifest.task}.onnx"
     verdict = (json.dumps(files[served].manifest.parity, indent=1) + "\n").encode()
-    _clear(out, files, served, failed=bool(parity.failures), triton=triton)
-    if parity.failures:
-        write_atomic(out / PARITY_FILE, verdict)
-        raise ExportError(
-            f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was written "
-            f"but {out / PARITY_FILE}"
-        )
-    _write(out, files)
     task = MULTI if complete else first.manifest.get_task()
     answers = answers_on(loaded, people, parity.labels, task)
-    _write_card(out, networks, files[served], loaded, answers, side)
-    repository = write_repository(out / served, out) if triton else None
-    write_atomic(out / PARITY_FILE, verdict)  # the last: what it judges is whole
+    with locked(out / ".lock", partial(_refuse_second, out)):
+        _clear(out, files, served, failed=bool(parity.failures), triton=triton)
+        if parity.failures:
+            write_atomic(out / PARITY_FILE, verdict)
+            raise ExportError(
+                f"does not answer as PyTorch does: {'; '.join(parity.failures)}. Nothing was "
+                f"written but {out / PARITY_FILE}"
+            )
+        _write(out, files)
+        _write_card(out, networks, files[served], loaded, answers, side)
+        repository = write_repository(out / served, out) if triton else None
+        write_atomic(out / PARITY_FILE, verdict)  # the last: what it judges is whole
     written = tuple(out / name for name in files)
     return ExportResult(written, out / CARD_FILE, parity, repository)
+
+
+def _refuse_second(out: Path) -> None:
+    """
+    Raises:
+        ExportError: always.
+    """
+    raise ExportError(f"{out}: another export is writing into it; wait for its end")
 
 
 def _open_all(checkpoints: Sequence[Path], say: Callable[[str], None]) -> list[_Network]:
@@ -212,10 +223,11 @@ def _smallest_that_passes(
             input_size=input_size,
             max_f1_drop=max_f1_drop,
         )
-        if (drop := parity.f1_pytorch - parity.f1_onnx) <= max_f1_drop:
+        cost = parity.f1_given - parity.f1_onnx  # without that of an input size
+        if parity.f1_pytorch - parity.f1_onnx <= max_f1_drop or cost <= 0:
             break
         if int8:
-            say(f"int8 costs {drop:.4f} of macro F1 with {spared} tensors spared")
+            say(f"int8 costs {cost:.4f} of macro F1 with {spared} tensors spared")
     verdict = parity.to_dict() | ({"spared_tensors": spared} if int8 else {})
     judged = {
         name: replace(file, manifest=replace(file.manifest, parity=verdict))
@@ -299,7 +311,7 @@ def _write(out: Path, files: Mapping[str, _File]) -> None:
             onnx.helper.set_model_props(file.proto, entries)
             onnx.save(file.proto, stack.enter_context(replacing(out / name)))
         for name in files:  # a kill among the renames leaves none of another export beside these
-            (out / name).unlink(missing_ok=True)
+            (out / name).resolve().unlink(missing_ok=True)  # a link stays one
 
 
 def _write_card(

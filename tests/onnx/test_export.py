@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from maskcls.commands import export as command
 from maskcls.commands import infer
 from maskcls.config import MODEL_NAMES
 from maskcls.errors import CheckpointError, ConfigError, DataError, ExportError, ProviderError
+from maskcls.files import locked
 from maskcls.images import read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import ONNX_KEY, Calibration, Manifest, OnnxManifest
@@ -256,11 +258,53 @@ def test_what_a_small_input_size_costs_is_measured_on_the_pictures(
     assert small.f1_pytorch == whole.f1_pytorch
     assert small.label_flips > whole.label_flips == 0
     assert small.networks == whole.networks
-    with pytest.raises(ExportError, match="macro F1 falls"):
-        most = small.f1_pytorch - small.f1_onnx - 0.001
+    assert small.f1_pytorch >= small.f1_given == small.f1_onnx
+    most = small.f1_pytorch - small.f1_onnx - 0.001
+    with pytest.raises(ExportError, match=r"macro F1 falls.*the input size costs \d\.\d+: take"):
         export(runs, out, input_size=(32, 32), max_f1_drop=most, say=quiet)
     with pytest.raises(ConfigError, match=r"input_size \(80, 60\): is of maskcls\.onnx"):
         export(runs[1:], tmp_path / "one", input_size=(80, 60), say=quiet)
+
+
+def test_a_file_of_one_input_size_answers_to_that_as_pytorch_does(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the size costs so little that macro F1 may fall by it."""
+    real = exporting.fuse
+
+    def wrong(networks: Sequence[tuple[onnx.ModelProto, Manifest]], size: Any) -> onnx.ModelProto:
+        changed = []
+        for proto, manifest in networks:
+            spec = manifest.preprocess
+            other = replace(spec, std=tuple(part / 4 for part in spec.std))
+            changed.append((proto, replace(manifest, preprocess=other)))
+        return real(changed, size)
+
+    monkeypatch.setattr(exporting, "fuse", wrong)
+    with pytest.raises(ExportError, match=r"from file to label \d+ of \d+ labels differ"):
+        export(runs, tmp_path, input_size=(64, 48), max_f1_drop=1.0, say=quiet)
+
+
+def test_a_link_to_a_file_stays_one(runs: list[Path], tmp_path: Path) -> None:
+    out, store = tmp_path / "onnx", tmp_path / "store"
+    files = export(runs, out, say=quiet).files
+    store.mkdir()
+    for file in files:
+        file.rename(store / file.name).write_bytes(b"old")
+        file.symlink_to(store / file.name)
+    export(runs, out, say=quiet)
+    for file in files:
+        assert file.is_symlink() and file.resolve() == store / file.name
+        assert read_onnx(file)
+
+
+def test_two_exports_do_not_write_one_folder(runs: list[Path], tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock", lambda: None):
+        with pytest.raises(ExportError, match="another export is writing into it"):
+            export(runs, tmp_path, say=quiet)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    export(runs, tmp_path, say=quiet)
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_network_of_more_than_two_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
