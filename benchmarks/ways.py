@@ -118,8 +118,9 @@ def load_bench(args: argparse.Namespace, count: int) -> Bench:
     """
     import torch
 
-    from maskcls.checkpoints import file_digest, open_checkpoint
+    from maskcls.checkpoints import open_checkpoint
     from maskcls.classifier import TorchClassifier, find_checkpoints
+    from maskcls.files import file_digest
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)

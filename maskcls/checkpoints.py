@@ -21,7 +21,7 @@ import torch
 
 from maskcls.config import TrainConfig
 from maskcls.errors import CheckpointError
-from maskcls.files import remove_left_over, sync_folder, write_atomic
+from maskcls.files import file_digest, remove_left_over, sync_folder, write_atomic
 from maskcls.manifest import Manifest
 
 
@@ -137,12 +137,6 @@ def previous_path(path: Path) -> Path:
 def digest_path(path: Path) -> Path:
     """`best.pt` → `best.pt.sha256`."""
     return path.with_name(f"{path.name}.sha256")
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_plain(path: Path) -> Any:

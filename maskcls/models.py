@@ -19,10 +19,11 @@ from torchvision.models import vgg
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from maskcls.baseline import BaseModel
-from maskcls.checkpoints import file_digest, open_checkpoint, read_checkpoint
+from maskcls.checkpoints import open_checkpoint, read_checkpoint
 from maskcls.config import MODEL_NAMES
 from maskcls.convolutions import quicken
 from maskcls.errors import CheckpointError, ConfigError, WeightsError, unknown
+from maskcls.files import file_digest
 from maskcls.manifest import ENSEMBLE, Manifest, ensemble_members
 
 _CLASSIFIERS = ("fc", "_fc", "classifier.6")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from maskcls.files import write_atomic
+from maskcls.files import file_digest, write_atomic
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def write_provenance(
 ) -> Path:
     """Writes the provenance beside a prediction file that is complete, and plain values that there
     are `more` to say; returns its path."""
-    values = to_values(provenance) | dict(more or {}) | {"labels_sha256": _sha256(pred_path)}
+    values = to_values(provenance) | dict(more or {}) | {"labels_sha256": file_digest(pred_path)}
     text = json.dumps(values, indent=1) + "\n"  # ASCII: names that are no UTF-8 survive
     write_atomic(provenance_path(pred_path), text.encode())
     return provenance_path(pred_path)
@@ -83,7 +85,7 @@ def read_provenance(pred_path: Path) -> Provenance | None:
         values = json.loads(provenance_path(pred_path).read_text("utf-8"))
         labels_sha256 = values.pop("labels_sha256")
         provenance = from_values(values)
-        return provenance if labels_sha256 == _sha256(pred_path) else None
+        return provenance if labels_sha256 == file_digest(pred_path) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -137,6 +139,10 @@ def seen_by_all(sets: Iterable[frozenset[int] | None]) -> frozenset[int] | None:
     return whole
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed; one that runs from a clone may not be."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from maskcls.checkpoints import file_digest, save_checkpoint
+from maskcls.checkpoints import save_checkpoint
 from maskcls.classifier import TorchClassifier, find_checkpoints, lacking_tasks
 from maskcls.errors import CheckpointError
+from maskcls.files import file_digest
 from maskcls.labels import ATTRIBUTES, MULTI, TASKS
 from maskcls.manifest import ENSEMBLE, Calibration, Manifest
 from maskcls.models import Answer, Ensemble, create_model, load_model, model_args

@@ -13,9 +13,10 @@ from efficientnet_pytorch import EfficientNet
 from torch import nn
 from torchvision.models import get_model
 
-from maskcls.checkpoints import file_digest, previous_path, save_checkpoint
+from maskcls.checkpoints import previous_path, save_checkpoint
 from maskcls.config import MODEL_NAMES
 from maskcls.errors import CheckpointError, ConfigError, WeightsError
+from maskcls.files import file_digest
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest
 from maskcls.models import (

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from maskcls.onnx.parity import MAX_F1_DROP, Parity, Pictures, compare
 from maskcls.onnx.pictures import answers_on, calibration_pixels, pictures_to_compare_on
 from maskcls.onnx.quantise import to_fp16, to_int8
 from maskcls.onnx.triton import remove_model, write_repository
-from maskcls.provenance import fingerprint, seen_by_all
+from maskcls.provenance import fingerprint, seen_by_all, versions
 from maskcls.runtime.session import open_session, write_seen
 
 FUSED_FILE = "maskcls.onnx"
@@ -273,18 +272,8 @@ def _describe(
         precision=precision,
         opset=OPSET,
         input_size=input_size,
-        versions=_versions(),
+        versions=versions(VERSIONS),
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _clear(out: Path, files: Collection[str], served: str, *, failed: bool, triton: bool) -> None:

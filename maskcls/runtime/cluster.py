@@ -48,7 +48,7 @@ from maskcls.runtime.partitions import partition_path, read_partition, read_plac
 from maskcls.runtime.parts import only_job
 from maskcls.runtime.shards import Shard
 from maskcls.runtime.sources import Pictures
-from maskcls.runtime.tables import read_columns, read_rows, split_rows
+from maskcls.runtime.tables import parts_of, read_columns, read_rows
 
 PARTITION = 2048
 """Pictures per partition, about: what a node that dies loses at most."""
@@ -331,7 +331,7 @@ class _Labeller:
         rows = list(itertools.chain.from_iterable(batches))
         made, errors = summed_up(self._engine, rows, job.record(number))
         columns = label_columns(job.probabilities) + (["error"] if errors else [])
-        parts = list(split_rows(rows, part_size(job.batch_size)))
+        parts = list(parts_of(rows, part_size(job.batch_size)))
         write_partition(partition_path(job.out, number), columns, parts, made, job.places_sha256)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -26,9 +25,7 @@ from maskcls.runtime.packed import files_read, import_pyarrow, pictures_digest, 
 from maskcls.runtime.parts import Parts, Row, only_job
 from maskcls.runtime.shards import Shard
 from maskcls.runtime.sources import Pictures, Source
-from maskcls.runtime.tables import write_table
-
-Item = TypeVar("Item")
+from maskcls.runtime.tables import Item, parts_of, write_table
 
 PART = 512
 """Pictures per part, at least: what a killed job loses at most, and what is in memory of its rows.
@@ -248,7 +245,7 @@ def ahead(
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[list[Future[Decoded]]] = []
         try:
-            for part in _split(items, batch_size):
+            for part in parts_of(items, batch_size):
                 waiting.append([pool.submit(decode, item) for item in part])
                 if len(waiting) == 3:
                     yield [future.result() for future in waiting.pop(0)]
@@ -283,7 +280,7 @@ def answered_batches(
     with ThreadPoolExecutor(engine.lanes) as pool:
         waiting: list[Future[tuple[list[Decoded], np.ndarray]]] = []
         try:
-            for part in _split(sources, batch_size):
+            for part in parts_of(sources, batch_size):
                 waiting.append(pool.submit(work, part))
                 if len(waiting) > 2 * engine.lanes:  # a slow batch leaves no lane without work
                     yield waiting.pop(0).result()
@@ -291,13 +288,6 @@ def answered_batches(
                 yield waiting.pop(0).result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _split(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of so many, the last of what is left."""
-    rest = iter(items)
-    while part := list(itertools.islice(rest, size)):
-        yield part
 
 
 def load(

@@ -15,7 +15,7 @@ from maskcls.provenance import Provenance, ShardRecord, read_provenance, write_p
 from maskcls.runtime.labelling import LabellingResult, nothing_to_read, part_size
 from maskcls.runtime.partitions import partition_files, read_partition
 from maskcls.runtime.parts import only_job, parts_path
-from maskcls.runtime.tables import read_columns, read_rows, split_rows, write_table
+from maskcls.runtime.tables import parts_of, read_columns, read_rows, write_table
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def merge(paths: Sequence[Path], out: Path) -> LabellingResult:
     )
     try:
         with only_job(out):
-            write_table(out, columns, split_rows(rows, part_size(parts[0].shard.batch_size)))
+            write_table(out, columns, parts_of(rows, part_size(parts[0].shard.batch_size)))
             write_provenance(out, Provenance(pictures, len(errors), seen, parts[0].made.models))
     finally:
         with suppress(OSError):  # the lock's folder, unless a job's parts lie in it

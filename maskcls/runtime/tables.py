@@ -6,12 +6,14 @@ import csv
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from maskcls.errors import DataError
 from maskcls.files import replacing, write_rows
 from maskcls.runtime.packed import import_pyarrow
 from maskcls.runtime.parts import Row
+
+Item = TypeVar("Item")
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the start of a formula (OWASP, CSV Injection)."""
@@ -93,9 +95,9 @@ def read_rows(table: Path) -> Iterator[Row]:
                 yield {name: cell for name, cell in row.items() if cell is not None}
 
 
-def split_rows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Parts of so many rows, the last of what is left."""
-    rest = iter(rows)
+def parts_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of so many, the last of what is left."""
+    rest = iter(items)
     while part := list(itertools.islice(rest, size)):
         yield part
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,12 @@ from maskcls.config import TrainConfig
 from maskcls.data.splits import split_hash
 from maskcls.manifest import Manifest
 from maskcls.models import model_args
+from maskcls.provenance import versions
 from maskcls.training.calibration import ValidationCalibration
 from maskcls.training.data import TrainingData
 from maskcls.training.objective import Objective
+
+VERSIONS = ("maskcls", "torch", "torchvision", "pytorch-ignite", "efficientnet_pytorch")
 
 
 def checkpoint_extra(
@@ -39,7 +41,7 @@ def checkpoint_extra(
         split_hash=split_hash(data.table),
         fixes=tuple(dataclasses.asdict(fix) for fix in data.fixes),
         git_revision=_git_revision(),
-        versions=_versions(),
+        versions=versions(VERSIONS),
     )
     constant: dict[str, Any] = {
         "seen": torch.tensor(sorted(seen | data.fingerprints()), dtype=torch.int64),
@@ -70,13 +72,3 @@ def _git_revision() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("maskcls", "torch", "torchvision", "pytorch-ignite", "efficientnet_pytorch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a clone that is not installed
-            continue
-    return found

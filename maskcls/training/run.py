@@ -224,6 +224,7 @@ class _Session:
         self.config = config
         self.data = data
         self.device = device
+        self.precision = resolve_precision(config.precision, device)
         self.say = say
         self.seen: frozenset[int] = frozenset()  # by the network that this one starts from
         seed_everything(config.seed)
@@ -288,7 +289,7 @@ class _Session:
         given: Interruption | None,
     ) -> RunResult:
         config, data, objective, model = self.config, self.data, self.objective, self.model
-        precision = resolve_precision(config.precision, self.device)
+        precision = self.precision
         share = Share(idist.get_rank(), idist.get_world_size(), config.accumulate)
         whole = Share(share.process, share.processes)
         train_loader = training_loader(
@@ -433,8 +434,7 @@ class _Session:
     def _report(self, folder: Path) -> None:
         loader = validation_loader(self.data.val, self.config.batch_size * 2)
         try:
-            precision = resolve_precision(self.config.precision, self.device)
-            report_run(folder, self.config, loader, self.device, precision)
+            report_run(folder, self.config, loader, self.device, self.precision)
         except Exception as error:  # whatever it is: the training is done, and must not fail of it
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.say(f"warning: {folder / REPORT} was not written: {reason}")

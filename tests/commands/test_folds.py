@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 
 import maskcls
-from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import combine, evaluate, train
 from maskcls.commands import data as data_command
@@ -34,6 +34,7 @@ from maskcls.devices import resolve_precision
 from maskcls.evaluation import out_of_fold
 from maskcls.evaluation.folds_report import report_folds
 from maskcls.evaluation.report import Report, write_report
+from maskcls.files import file_digest
 from maskcls.folds import read_group
 from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, TASKS, softmax

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from maskcls.checkpoints import file_digest, read_checkpoint, read_manifest, save_checkpoint
+from maskcls.checkpoints import read_checkpoint, read_manifest, save_checkpoint
 from maskcls.commands import combine
 from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.data.splits import read_split, side_sizes
 from maskcls.errors import ExportError
+from maskcls.files import file_digest
 from maskcls.images import content_digest, read_image
 from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.onnx import exporter

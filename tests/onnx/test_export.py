@@ -28,13 +28,13 @@ from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from torch import nn
 
-from maskcls.checkpoints import file_digest, read_checkpoint, save_checkpoint
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import export as command
 from maskcls.commands import infer
 from maskcls.config import MODEL_NAMES
 from maskcls.errors import CheckpointError, ConfigError, DataError, ExportError, ProviderError
-from maskcls.files import locked
+from maskcls.files import file_digest, locked
 from maskcls.images import read_image
 from maskcls.labels import TASKS
 from maskcls.manifest import ONNX_KEY, Calibration, Manifest, OnnxManifest

@@ -27,7 +27,7 @@ from torch.optim.optimizer import (
 )
 
 from maskcls import models
-from maskcls.checkpoints import file_digest, read_checkpoint
+from maskcls.checkpoints import read_checkpoint
 from maskcls.config import CRITERION_NAMES, OPTIMIZER_NAMES, TrainConfig, read_yaml, resolve
 from maskcls.data.loaders import validation_loader
 from maskcls.data.profiles import read_profiles
@@ -35,6 +35,7 @@ from maskcls.data.sample import make_sample
 from maskcls.data.targets import auxiliary_sizes
 from maskcls.devices import resolve_precision
 from maskcls.errors import ConfigError, DataError, TrainingError
+from maskcls.files import file_digest
 from maskcls.images import decode, read_bytes
 from maskcls.labels import TASKS
 from maskcls.manifest import Manifest

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maskcls.checkpoints import file_digest
 from maskcls.config import TRACKER_NAMES, TrainConfig, resolve
 from maskcls.data.sample import make_sample
 from maskcls.errors import MissingExtraError, TrackerError
+from maskcls.files import file_digest
 from maskcls.training import handlers, resume, train
 from maskcls.training.figures import to_pixels
 from maskcls.training.trackers import EVERY, IDS_FILE, KEPT
