@@ -94,7 +94,7 @@ def export(
     Raises:
         ExportError: a network cannot be converted, or its file does not answer as PyTorch does, or
             another export is writing into `out`.
-        CheckpointError: a checkpoint that cannot be read, or one task twice.
+        CheckpointError: a checkpoint that cannot be read, one task twice, or none at all.
         ConfigError: no such precision.
         DataError: no pictures to compare on, or to calibrate int8 on.
     """
@@ -167,10 +167,12 @@ def _is_complete(networks: Sequence[_Network]) -> bool:
 def _require_whole(networks: Sequence[_Network], input_size: tuple[int, int] | None) -> None:
     """
     Raises:
-        CheckpointError: one task twice, or several networks that do not answer everything.
+        CheckpointError: none, one task twice, or several networks that do not answer everything.
         ConfigError: an `input_size`, and no fused file that could have it.
     """
     tasks = [network.manifest.task for network in networks]
+    if not tasks:
+        raise CheckpointError("no checkpoint to export")
     if len(set(tasks)) < len(tasks):
         raise CheckpointError(f"two networks for one task: {', '.join(tasks)}")
     if _is_complete(networks):

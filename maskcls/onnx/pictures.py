@@ -68,11 +68,7 @@ def _people_to_compare_on(
         f"nobody is new to all networks of {checkpoint}: the comparison, and what macro F1 it "
         "costs, are of people who trained it; --parity-images names others"
     )
-    return _people_who_trained(checkpoint, manifest), "train"
-
-
-def _people_who_trained(checkpoint: Path, manifest: Manifest) -> list[Profile]:
-    return people_of_run(checkpoint, manifest, "train", way_out="int8 needs them")
+    return people_of_run(checkpoint, manifest, "train", way_out=way_out), "train"
 
 
 def answers_on(
@@ -99,7 +95,8 @@ def calibration_pixels(checkpoint: Path, manifest: Manifest) -> np.ndarray:
     Raises:
         DataError: there are none, or none that can be read.
     """
-    listed = labelled_pictures(_people_who_trained(checkpoint, manifest))
+    people = people_of_run(checkpoint, manifest, "train", way_out="int8 needs them")
+    listed = labelled_pictures(people)
     order = np.random.default_rng(0).permutation(len(listed))[:CALIBRATION_PICTURES]
     spec = manifest.preprocess
     pixels = []

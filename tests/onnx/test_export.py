@@ -298,6 +298,11 @@ def test_a_link_to_a_file_stays_one(runs: list[Path], tmp_path: Path) -> None:
         assert read_onnx(file)
 
 
+def test_nothing_to_export(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        export([], tmp_path / "onnx", say=quiet)
+
+
 def test_two_exports_do_not_write_one_folder(runs: list[Path], tmp_path: Path) -> None:
     with locked(tmp_path / ".lock", lambda: None):
         with pytest.raises(ExportError, match="another export is writing into it"):
