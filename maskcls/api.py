@@ -137,8 +137,8 @@ def load(
         answer = classifier.predict("photo.jpg")
         answers = classifier.predict(["photo.jpg", Image.open("other.png"), array, content])
 
-    `model`: an ONNX file of `maskcls-export`, or the folder that holds it or the networks;
-    or, with PyTorch, what `export` takes. `provider`: `auto`, `cpu`, `cuda` or `tensorrt`; one that
+    `model`: an ONNX file of `maskcls-export` or the folder with it; or, with PyTorch, what `export`
+    takes. `provider`: `auto`, `cpu`, `cuda` or `tensorrt`; one that
     cannot be had is an error.
     `batch_size`, `workers`: pictures at once and threads that decode, of a list.
 
@@ -171,7 +171,7 @@ def open_engine(
     folders = [path for path in paths if path.is_dir()]
     if len(paths) == 1 and folders and not any(paths[0].glob("*/*/best*.pt*")):
         fused = paths[0] / "maskcls.onnx"  # the folder of maskcls-export
-        paths = [fused] if fused.is_file() else sorted(paths[0].glob("*.onnx")) or paths
+        paths = [fused] if fused.is_file() else paths
     onnx = [path for path in paths if path.suffix.lower() == ".onnx"]
     if onnx:
         if len(onnx) < len(paths):

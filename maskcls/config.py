@@ -443,12 +443,21 @@ def resolve(
     get_task(task)
     own = file_values(file or {}, task)
     config = TrainConfig.from_dict(PRESETS[start][task] | own | dict(flags or {}) | {"task": task})
-    # Not in TrainConfig: earlier versions took no notice of it, and their runs can still be read.
-    if task == "multi" and config.age_loss != "distribution":
+    refuse_idle(config)
+    return config
+
+
+def refuse_idle(config: TrainConfig) -> None:
+    """Of a training that is to begin. Those of earlier versions, which took no notice, can still be
+    read.
+
+    Raises:
+        ConfigError: a value that would do nothing.
+    """
+    if config.task == "multi" and config.age_loss != "distribution":
         raise ConfigError(
             f"age_loss {config.age_loss}: is of task age; multi learns the 18 classes as they are"
         )
-    return config
 
 
 def file_values(file: Mapping[str, Any], task: str) -> dict[str, Any]:

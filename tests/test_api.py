@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,19 +111,6 @@ def test_answers_are_those_of_the_command(work: Work, classifier: Classifier) ->
             for value in values:
                 expected = float(row[f"{name}: {value}"])
                 assert answer.probabilities[name][value] == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_folder_with_the_single_networks_alone(
-    work: Work, classifier: Classifier, tmp_path: Path
-) -> None:
-    for name in ("mask_gender.onnx", "age.onnx"):
-        shutil.copy(work.folder / "onnx" / name, tmp_path)
-    single = load(tmp_path, provider="cpu").predict(work.pictures[:3])
-    fused = classifier.predict(work.pictures[:3])
-    assert [answer.label for answer in single] == [answer.label for answer in fused]
-    (tmp_path / "age.onnx").unlink()
-    with pytest.raises(CheckpointError, match="age"):
-        load(tmp_path, provider="cpu")
 
 
 def test_an_answer_is_named(work: Work, classifier: Classifier) -> None:

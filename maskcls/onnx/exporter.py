@@ -284,7 +284,7 @@ def _clear(out: Path, files: Collection[str], served: str, *, failed: bool, trit
     stale = [PARITY_FILE, CARD_FILE]
     stale += [name for name in (*files, FUSED_FILE) if failed or name not in files]
     for name in stale:
-        (out / name).unlink(missing_ok=True)
+        (out / name).resolve().unlink(missing_ok=True)  # a link stays one
     for name in (*(f"{task}.onnx" for task in TASKS), FUSED_FILE):
         if failed or not triton or name != served:
             remove_model(out, name)
@@ -302,7 +302,7 @@ def _write(out: Path, files: Mapping[str, _File]) -> None:
             onnx.helper.set_model_props(file.proto, entries)
             onnx.save(file.proto, stack.enter_context(replacing(out / name)))
         for name in files:  # a kill among the renames leaves none of another export beside these
-            (out / name).resolve().unlink(missing_ok=True)  # a link stays one
+            (out / name).resolve().unlink(missing_ok=True)
 
 
 def _write_card(

@@ -250,7 +250,7 @@ def _unfinished(job: Job, resume: bool) -> list[Shard]:
         if not same:
             raise DataError(
                 f"{path}: is of another job (other pictures, or in another place; other model or "
-                "options); name another folder"
+                "options); go back to them, or name another folder"
             )
         if job.strict and made is not None and made.errors:
             refuse_errors(read_rows(path), path)

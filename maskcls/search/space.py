@@ -25,6 +25,7 @@ from maskcls.config import (
     TrainConfig,
     check_keys,
     parse_criterion,
+    refuse_idle,
     typed,
 )
 from maskcls.errors import ConfigError, unknown
@@ -228,7 +229,7 @@ def _check_with_others(key: str, space: Space, base: TrainConfig, line: str) -> 
         first: ConfigError | None = None
         for others in ({}, lowest, highest):
             try:
-                TrainConfig.from_dict(values | others | {key: value})
+                refuse_idle(TrainConfig.from_dict(values | others | {key: value}))
                 break
             except ConfigError as error:
                 first = first or error

@@ -174,7 +174,8 @@ def tell_seen(
         )
     people = {person for person in data.people.val if fingerprint(person) in seen}
     # One that lies on both sides here, too, is a fault of the data and not of the start.
-    elsewhere = seen - data.fingerprints()
+    left_out = {fingerprint(data.digest(index)) for index in data.left_out}
+    elsewhere = seen - data.fingerprints() - left_out
     pictures = [index for index in data.val.indices if fingerprint(data.digest(index)) in elsewhere]
     known = sorted(people | {data.dataset.people[index] for index in pictures})
     if not known:

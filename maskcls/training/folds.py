@@ -21,7 +21,7 @@ from maskcls.folds import (
     read_group,
     write_group,
 )
-from maskcls.launch import refuse_several
+from maskcls.launch import command_line, refuse_several
 from maskcls.training.interruption import end_by
 from maskcls.training.paths import increment_path
 from maskcls.training.run import RunResult, refuse_differences, resume, train
@@ -122,5 +122,5 @@ def _require_start(other: Path, fold: int) -> None:
     if not is_finished(start):
         raise CheckpointError(
             f"{start}: is not finished, and fold {fold} starts from it; go on with it first: "
-            f"maskcls-train --resume {other}"
+            f"{command_line(['maskcls-train', '--resume', other])}"
         )

@@ -224,7 +224,6 @@ class _Session:
         self.config = config
         self.data = data
         self.device = device
-        self.precision = resolve_precision(config.precision, device)
         self.say = say
         self.seen: frozenset[int] = frozenset()  # by the network that this one starts from
         seed_everything(config.seed)
@@ -254,11 +253,13 @@ class _Session:
 
         Raises:
             TrainingError: another process trains into it.
+            ProviderError: a precision that the device does not have.
             TrackerError: a tracker cannot be opened.
         """
+        precision = resolve_precision(self.config.precision, self.device)
         with self._alone(folder) if is_first() else nullcontext():
             with tracking(self.config, folder, self.say) as trackers:
-                result = self._run(folder, content, trackers, epoch_ended, interruption)
+                result = self._run(folder, content, precision, trackers, epoch_ended, interruption)
                 trackers.keep(folder)
             idist.barrier()  # the first has written all that the others may want to read
             return result
@@ -284,12 +285,12 @@ class _Session:
         self,
         folder: Path,
         content: dict[str, Any] | None,
+        precision: Precision,
         trackers: Trackers,
         epoch_ended: EpochEnded | None,
         given: Interruption | None,
     ) -> RunResult:
         config, data, objective, model = self.config, self.data, self.objective, self.model
-        precision = self.precision
         share = Share(idist.get_rank(), idist.get_world_size(), config.accumulate)
         whole = Share(share.process, share.processes)
         train_loader = training_loader(
@@ -434,7 +435,8 @@ class _Session:
     def _report(self, folder: Path) -> None:
         loader = validation_loader(self.data.val, self.config.batch_size * 2)
         try:
-            report_run(folder, self.config, loader, self.device, self.precision)
+            precision = resolve_precision(self.config.precision, self.device)
+            report_run(folder, self.config, loader, self.device, precision)
         except Exception as error:  # whatever it is: the training is done, and must not fail of it
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.say(f"warning: {folder / REPORT} was not written: {reason}")

@@ -106,6 +106,9 @@ def test_a_value_may_need_another_of_the_space() -> None:
     plain = resolve("age", "scratch", flags={"soften_age": 0.0})
     with pytest.raises(ConfigError, match="line 1: age_loss ordinal: needs soften_age"):
         parse_space("age_loss: [distribution, ordinal]", plain, "space.yaml")
+    multi = resolve("multi", "scratch")
+    with pytest.raises(ConfigError, match="line 1: age_loss ordinal: is of task age"):
+        parse_space("age_loss: [distribution, ordinal]", multi, "space.yaml")
     text = "age_loss: [distribution, ordinal]\nsoften_age: {low: 2, high: 6}\n"
     assert set(parse_space(text, plain, "space.yaml")) == {"age_loss", "soften_age"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from maskcls.checkpoints import read_checkpoint
-from maskcls.config import resolve
+from maskcls.checkpoints import read_checkpoint, save_checkpoint
+from maskcls.config import TrainConfig, read_yaml, resolve, to_yaml
 from maskcls.data.runs import people_of_run
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
@@ -393,6 +394,26 @@ def test_weights_of_classes_are_those_that_the_run_began_with(data: Path, tmp_pa
     (run / "report.html").unlink()
     assert resume(run, say=lambda _: None).epochs == 3
     assert (run / "report.html").is_file()
+
+
+def test_of_a_finished_run_of_a_gpu_a_cpu_notes_where_its_data_are(
+    data: Path, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(whole("ema"), run)
+    shutil.copytree(data / "train", moved)
+    content = read_checkpoint(run / "last.pt")
+    manifest = Manifest.from_json(content["manifest"])
+    config = {**manifest.config, "precision": "fp16"}
+    changed = dataclasses.replace(manifest, config=config)
+    save_checkpoint(content | {"manifest": changed.to_json()}, run / "last.pt")
+    (run / "config.yaml").write_bytes(to_yaml(TrainConfig.from_dict(config)).encode())
+    said: list[str] = []
+    resume(run, {"data_dir": (str(moved),)}, said.append)
+    assert read_yaml(run / "config.yaml")["data_dir"] == [str(moved)]
+    (run / "report.html").unlink()
+    resume(run, say=said.append)
+    assert f"warning: {run / 'report.html'} was not written: ProviderError" in said[-1]
 
 
 def test_moved_data_and_another_machine_are_accepted(
