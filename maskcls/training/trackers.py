@@ -77,6 +77,9 @@ class Tracker(ABC):
         """Where on its axis an epoch's values go."""
         return engine.state.epoch
 
+    def go_on(self, engine: Engine) -> None:  # noqa: B027 (only files keep what is done again)
+        """Before the first step of a resumed training: what it does again is shown once."""
+
     @abstractmethod
     def show(self, name: str, pixels: np.ndarray, engine: Engine) -> None:
         """A picture, uint8 (H, W, 3), at the end of an epoch."""
@@ -95,6 +98,14 @@ class TensorBoard(Tracker):
 
     def __init__(self, config: TrainConfig, folder: Path, known: str | None) -> None:
         self.logger = tensorboard_logger.TensorboardLogger(log_dir=str(folder))
+
+    def go_on(self, engine: Engine) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        # SummaryWriter's `purge_step`, which it takes only before the step is known.
+        start = SessionLog(status=SessionLog.START)
+        next_step = engine.state.iteration + 1
+        self.logger.writer.file_writer.add_event(Event(step=next_step, session_log=start))
 
     def show(self, name: str, pixels: np.ndarray, engine: Engine) -> None:
         self.logger.writer.add_image(name, pixels, engine.state.epoch, dataformats="HWC")
@@ -245,6 +256,12 @@ class Trackers:
         scores: Callable[[], Mapping[str, float]],
     ) -> None:
         """Lets them follow loss and learning rate, and at the end of an epoch the `scores`."""
+
+        @trainer.on(Events.STARTED)
+        def go_on(engine: Engine) -> None:
+            if engine.state.iteration:
+                self._each(lambda tracker: tracker.go_on(engine))
+
         for name, tracker in self._opened.items():
             steps = Events.ITERATION_COMPLETED(every=EVERY)
             loss = tracker.handlers.OutputHandler(
