@@ -10,7 +10,10 @@ validation people, of both networks together; where an ingredient is of one netw
 one is the preset's. What does the same takes turns: sampling is without class weights, and border
 ages are softened in place of all ages. `age` starts from the preset's mask_gender throughout, so
 that a row shows one change. The gain has its interval from people drawn anew, the same ones for
-both sides of the difference. Two rows need no training: calibration is fitted on four fifths of
+both sides of the difference.
+
+Several seeds, each with other validation people, are scored as one table of all their answers; the
+gain of each is told beside it. Two rows need no training: calibration is fitted on four fifths of
 these people at a time, and scored on the others; mirror images are left out of what the preset's
 networks answer to.
 
@@ -164,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures, as plain values."""
     names = [name for name in VARIANTS if name in args.only and name != PRESET]
-    rows: dict[str, list[dict[str, Any]]] = {}
+    seeds: dict[str, list[_Scored]] = {PRESET: []}  # ingredient → its score with each seed
     for seed in args.seeds:
         base = train_and_score(args, folder, PRESET, seed)
-        rows.setdefault(PRESET, []).append(figures_of(base, base))
+        seeds[PRESET].append(base)
         for name in names:
             if VARIANTS[name].keys() & set(args.tasks):
                 if name in CALIBRATIONS:
@@ -176,8 +179,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     scored = score_without_mirror(base, args.tasks)
                 else:
                     scored = train_and_score(args, folder, name, seed)
-                rows.setdefault(name, []).append(figures_of(scored, base))
-                print(format_row(name, rows[name]))
+                seeds.setdefault(name, []).append(scored)
+                print(format_row(name, figures_of(scored, base), ()))
+    preset = pooled(seeds[PRESET])
     return {
         "data": [folder.name for folder in args.data_dir],
         "seeds": args.seeds,
@@ -186,7 +190,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cores": usable_cores(),
         "processor": processor(),
         "python": platform.python_version(),
-        "variants": rows,
+        "variants": {
+            name: {
+                **figures_of(pooled(found), preset),
+                "seeds": [figures_of(*sides) for sides in zip(found, seeds[PRESET], strict=True)],
+            }
+            for name, found in seeds.items()
+        },
     }
 
 
@@ -355,8 +365,30 @@ def _ended(result: RunResult) -> Path:
     return result.folder
 
 
+def pooled(seeds: Sequence[_Scored]) -> _Scored:
+    """What the networks of several seeds answer to their validation people, as one table. A seed
+    splits the people anew: together there are more of the rare classes, and whoever validates with
+    two seeds is there twice, and drawn together."""
+    import numpy as np
+
+    first = seeds[0].answers
+    answers = replace(
+        first,
+        **{
+            name: [item for one in seeds for item in getattr(one.answers, name)]
+            for name in ("people", "names", "whose", "caveats")
+        },
+        **{
+            name: np.concatenate([getattr(one.answers, name) for one in seeds])
+            for name in ("probabilities", "truth")
+        },
+        unreadable=sum(one.answers.unreadable for one in seeds),
+    )
+    return score(answers, [path for one in seeds for path in one.checkpoints])
+
+
 def figures_of(scored: _Scored, base: _Scored) -> dict[str, Any]:
-    """The scores of one seed, and what they are above the preset's."""
+    """The scores, and what they are above the preset's."""
     from maskcls.evaluation.people import intervals
 
     answers = scored.answers
@@ -395,44 +427,39 @@ def gain_of(found: CommonAnswers, base: CommonAnswers) -> tuple[float, Interval]
 
 
 def format_table(figures: dict[str, Any]) -> str:
+    several = len(figures["seeds"]) > 1
     lines = [
         f"{figures['cores']} cores, {figures['processor']}; seeds "
         f"{', '.join(map(str, figures['seeds']))}",
         "",
         "| ingredient | 18 classes | 95 % interval | gain | 95 % interval | mask_gender | age "
-        "| their calibration errors |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| their calibration errors |{' gain of each seed |' if several else ''}",
+        f"|---|---:|---:|---:|---:|---:|---:|---:|{'---:|' if several else ''}",
     ]
-    lines += [format_row(name, rows) for name, rows in figures["variants"].items()]
-    revisions = {
-        r for rows in figures["variants"].values() for row in rows for r in row["revisions"]
-    }
+    lines += [
+        format_row(name, row, row["seeds"] if several else ())
+        for name, row in figures["variants"].items()
+    ]
+    revisions = {r for row in figures["variants"].values() for r in row["revisions"]}
     if len(revisions) > 1:
         lines += ["", f"note: trained by {len(revisions)} versions: {', '.join(sorted(revisions))}"]
     return "\n".join(lines)
 
 
-def format_row(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means over the seeds, and the interval of each."""
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    gains = "; ".join(f"{low:+.3f} to {high:+.3f}" for low, high in (r["interval"] for r in rows))
-    scores = "; ".join(
-        f"{low:.3f}–{high:.3f}" for low, high in (r["macro_f1_interval"] for r in rows)
-    )
-    tasks, errors = (
-        [f"{mean([row[key][task] for row in rows]):.3f}" for task in BRANCHES]
-        for key in ("tasks", "calibration_error")
-    )
-    gain = mean([row["gain"] for row in rows])
-    is_preset = name == PRESET
-    return (
-        f"| {name} | {mean([row['macro_f1'] for row in rows]):.3f} | {scores} | "
-        f"{'' if is_preset else f'{gain:+.3f}'} | {'' if is_preset else gains} | "
-        f"{' | '.join(tasks)} | {', '.join(errors)} |"
-    )
+def format_row(name: str, row: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]]) -> str:
+    low, high = row["macro_f1_interval"]
+    cells = [name, f"{row['macro_f1']:.3f}", f"{low:.3f}–{high:.3f}"]
+    if name == PRESET:
+        cells += ["", ""]
+    else:
+        low, high = row["interval"]
+        cells += [f"{row['gain']:+.3f}", f"{low:+.3f} to {high:+.3f}"]
+    cells += [f"{row['tasks'][task]:.3f}" for task in BRANCHES]
+    cells.append(", ".join(f"{row['calibration_error'][task]:.3f}" for task in BRANCHES))
+    if seeds:
+        of_each = ", ".join(f"{seed['gain']:+.3f}" for seed in seeds)
+        cells.append("" if name == PRESET else of_each)
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

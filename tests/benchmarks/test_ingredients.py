@@ -97,7 +97,8 @@ def test_scores_are_those_of_the_command(
         values = json.loads(score.read_text())
         scores[name] = values["macro_f1"]
         own[name] = np.mean([one["f1"] for one in values["per_class"] if one["support"]])
-        [row] = figures[name]
+        row = figures[name]
+        assert row["seeds"] == [{key: value for key, value in row.items() if key != "seeds"}]
         assert row["macro_f1"] == pytest.approx(scores[name])
         assert row["gain"] == pytest.approx(own[name] - own["preset"])
         low, high = row["interval"]
@@ -106,7 +107,7 @@ def test_scores_are_those_of_the_command(
         assert low <= scores[name] <= high
         assert f"| {name} | {scores[name]:.3f} |" in done.stdout
         assert f"age: ECE {row['calibration_error']['age']:.4f}" in page.read_text("utf-8")
-    [base], [warmer] = figures["preset"], figures["temperature scaling"]
+    base, warmer = figures["preset"], figures["temperature scaling"]
     assert (warmer["macro_f1"], warmer["gain"]) == (base["macro_f1"], 0)  # no label changes
     assert warmer["calibration_error"] != base["calibration_error"]
     assert read_yaml(runs / "seed42/age/ordinal-ages/config.yaml")["age_loss"] == "ordinal"
@@ -143,6 +144,25 @@ def test_a_gain_is_in_its_interval_where_an_answer_is_of_nobodys_class(script: M
     gain, (low, high) = script.gain_of(wrong, right)
     assert gain == pytest.approx((8 / 9 + 1) / 2 - 1)
     assert low <= gain <= high
+
+
+def test_seeds_are_scored_together(script: ModuleType) -> None:
+    """Two seeds: Ann validates with both, Ben and Cas with one. The second one's networks of the
+    ingredient take her class 0 for 3."""
+    sure = np.eye(MULTI.num_classes)
+
+    def scored(truth: list[int], predicted: list[int], whose: list[str]) -> object:
+        answers = CommonAnswers([], [], sure[predicted], np.array(truth), whose, 0, [])
+        return script.score(answers, [])
+
+    right = [scored([0, 3], [0, 3], ["ann", "ben"]), scored([0, 3], [0, 3], ["ann", "cas"])]
+    wrong = [right[0], scored([0, 3], [3, 3], ["ann", "cas"])]
+    row = script.figures_of(script.pooled(wrong), script.pooled(right))
+    # Of four answers: one of two is found of class 0, two of three are right that say 3.
+    assert row["gain"] == pytest.approx((2 / 3 + 4 / 5) / 2 - 1)
+    low, high = row["interval"]
+    assert low == pytest.approx((2 / 3 + 1 / 2) / 2 - 1)  # Ann drawn twice, and one of the others
+    assert high == 0  # without Ann
 
 
 @pytest.mark.slow
