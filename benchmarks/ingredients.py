@@ -8,14 +8,15 @@ For each seed the preset from scratch is trained, and then again with one thing 
 for the same number of epochs on the same people. The score is macro F1 of the 18 classes on the
 validation people, of both networks together; where an ingredient is of one network only, the other
 one is the preset's. What does the same takes turns: sampling is without class weights, and border
-ages are softened in place of all ages. `age` starts from the preset's mask_gender throughout, so
-that a row shows one change. The gain has its interval from people drawn anew, the same ones for
-both sides of the difference.
+ages are softened in place of all ages. `age` starts from the preset's mask_gender, also where that
+network has changed, so that a row shows one change; what another start does to it has a row too.
+The gain has its interval from people drawn anew, the same ones for both sides of the difference.
 
-Several seeds, each with other validation people, are scored as one table of all their answers; the
-gain of each is told beside it. Two rows need no training: calibration is fitted on four fifths of
-these people at a time, and scored on the others; mirror images are left out of what the preset's
-networks answer to.
+Over several seeds, each with other validation people, figures are means, and the gain of each is
+told beside them.
+
+Two rows need no training: calibration is fitted on four fifths of these people at a time, and
+scored on the others; mirror images are left out of what the preset's networks answer to.
 
 Finished trainings in --runs are kept, so the same command goes on after an interruption.
 
@@ -44,7 +45,6 @@ from maskcls.runtime.engines import usable_cores
 if TYPE_CHECKING:
     import numpy as np
 
-    from maskcls.evaluation.people import Interval
     from maskcls.evaluation.runs import CommonAnswers
     from maskcls.labels import Task
     from maskcls.training import RunResult
@@ -81,10 +81,13 @@ ONE: dict[str, tuple[str, Flags]] = {
     "smaller steps in earlier layers": ("age", {"layer_decay": 0.8}),
     "mask_gender learns no ages": ("mask_gender", {"auxiliary": 0.0}),
 }
+STARTS = {"the same, and age starts there": "mask_gender learns no ages"}
+"""Ingredient → whose mask_gender it has, and `age` starts from in place of the preset's."""
 VARIANTS: dict[str, dict[str, Flags]] = {
     PRESET: {},
     **{name: dict.fromkeys(BRANCHES, flags) for name, flags in BOTH.items()},
     **{name: {task: flags} for name, (task, flags) in ONE.items()},
+    **{name: {BRANCHES[0]: ONE[other][1], BRANCHES[1]: {}} for name, other in STARTS.items()},
     **{name: dict.fromkeys(BRANCHES, {}) for name in CALIBRATIONS},
 }
 """Ingredient → task → what is changed in its preset. `layer_decay` is for weights that have learnt
@@ -180,8 +183,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 else:
                     scored = train_and_score(args, folder, name, seed)
                 seeds.setdefault(name, []).append(scored)
-                print(format_row(name, figures_of(scored, base), ()))
-    preset = pooled(seeds[PRESET])
+                print(format_row(name, figures_of([scored], [base]), ()))
     return {
         "data": [folder.name for folder in args.data_dir],
         "seeds": args.seeds,
@@ -192,8 +194,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "variants": {
             name: {
-                **figures_of(pooled(found), preset),
-                "seeds": [figures_of(*sides) for sides in zip(found, seeds[PRESET], strict=True)],
+                **figures_of(found, seeds[PRESET]),
+                "seeds": [
+                    figures_of([one], [base])
+                    for one, base in zip(found, seeds[PRESET], strict=True)
+                ],
             }
             for name, found in seeds.items()
         },
@@ -210,6 +215,8 @@ def train_and_score(args: argparse.Namespace, folder: Path, name: str, seed: int
     runs = {}
     for task in BRANCHES:
         changed = name if task in VARIANTS[name] and task in args.tasks else PRESET
+        if task == BRANCHES[0]:
+            changed = STARTS.get(changed, changed)
         runs[task] = train_one(args, folder, task, changed, seed)
     require_same_people([*runs.values(), run_folder(folder, BRANCHES[0], PRESET, seed)])
     checkpoints = [run / "best.pt" for run in runs.values()]
@@ -320,7 +327,7 @@ def require_same_people(runs: Sequence[Path]) -> None:
 
 
 def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed: int) -> Path:
-    """The run folder of one training; of `age`, from the preset's mask_gender of that seed.
+    """The run folder of one training; of `age`, from a mask_gender of that seed.
 
     Raises:
         ConfigError: a training of other settings or data lies there.
@@ -331,7 +338,10 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
     from maskcls.training import resume, train
 
     run = run_folder(folder, task, name, seed)
-    before = run_folder(folder, BRANCHES[0], PRESET, seed) / "best.pt"
+    weights = "none"
+    if task == BRANCHES[1]:
+        start = STARTS.get(name, PRESET)
+        weights = str(train_one(args, folder, BRANCHES[0], start, seed) / "best.pt")
     flags = {
         **{option: value for option in GIVEN if (value := getattr(args, option)) is not None},
         **VARIANTS[name].get(task, {}),
@@ -339,7 +349,7 @@ def train_one(args: argparse.Namespace, folder: Path, task: str, name: str, seed
         "model_dir": str(run.parents[1]),
         "name": run.name,
         "seed": seed,
-        "weights": "none" if task == BRANCHES[0] else str(before),
+        "weights": weights,
     }
     config = resolve(task, "scratch" if task == BRANCHES[0] else "branch", flags=flags)
     if not (run / "last.pt").is_file():
@@ -365,65 +375,36 @@ def _ended(result: RunResult) -> Path:
     return result.folder
 
 
-def pooled(seeds: Sequence[_Scored]) -> _Scored:
-    """What the networks of several seeds answer to their validation people, as one table. A seed
-    splits the people anew: together there are more of the rare classes, and whoever validates with
-    two seeds is there twice, and drawn together."""
+def figures_of(seeds: Sequence[_Scored], bases: Sequence[_Scored]) -> dict[str, Any]:
+    """The scores, and what they are above the preset's: means over seeds, and their intervals."""
     import numpy as np
 
-    first = seeds[0].answers
-    answers = replace(
-        first,
-        **{
-            name: [item for one in seeds for item in getattr(one.answers, name)]
-            for name in ("people", "names", "whose", "caveats")
-        },
-        **{
-            name: np.concatenate([getattr(one.answers, name) for one in seeds])
-            for name in ("probabilities", "truth")
-        },
-        unreadable=sum(one.answers.unreadable for one in seeds),
+    from maskcls.evaluation.people import Pair, mean_gain, mean_interval
+
+    answers = [one.answers for one in seeds]
+    sides = [(one.truth, one.predicted, one.whose) for one in answers]
+    gain, interval = mean_gain(
+        [
+            Pair(found.truth, found.predicted, base.answers.predicted, found.whose)
+            for found, base in zip(answers, bases, strict=True)
+        ],
+        MULTI.num_classes,
     )
-    return score(answers, [path for one in seeds for path in one.checkpoints])
 
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values))
 
-def figures_of(scored: _Scored, base: _Scored) -> dict[str, Any]:
-    """The scores, and what they are above the preset's."""
-    from maskcls.evaluation.people import intervals
-
-    answers = scored.answers
-    own, _ = intervals(answers.truth, answers.predicted, answers.whose, MULTI.num_classes)
-    gain, interval = gain_of(answers, base.answers)
     return {
-        "macro_f1": scored.macro_f1,
-        "macro_f1_interval": own,
-        "tasks": dict(scored.tasks),
-        "calibration_error": dict(scored.calibration_error),
+        "macro_f1": mean([one.macro_f1 for one in seeds]),
+        "macro_f1_interval": mean_interval(sides, MULTI.num_classes),
+        "tasks": {task: mean([one.tasks[task] for one in seeds]) for task in BRANCHES},
+        "calibration_error": {
+            task: mean([one.calibration_error[task] for one in seeds]) for task in BRANCHES
+        },
         "gain": gain,
         "interval": interval,
-        "revisions": scored.revisions,
+        "revisions": sorted({revision for one in seeds for revision in one.revisions}),
     }
-
-
-def gain_of(found: CommonAnswers, base: CommonAnswers) -> tuple[float, Interval]:
-    """Of macro F1 over the classes that the people have, and its interval, with people drawn anew,
-    the same ones on both sides."""
-    import numpy as np
-
-    from maskcls.evaluation.people import DRAWS, LEVEL, drawn_confusions
-    from maskcls.evaluation.scoring import confusion_matrix, macro_f1_of_true
-
-    count = MULTI.num_classes
-    sides = (found, base)
-    matrices = np.stack([confusion_matrix(one.truth, one.predicted, count) for one in sides])
-    gain = np.subtract(*macro_f1_of_true(matrices))
-    drawn = [
-        macro_f1_of_true(drawn_confusions(one.truth, one.predicted, one.whose, count, DRAWS))
-        for one in sides
-    ]
-    outside = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn[0] - drawn[1], (outside, 1 - outside))
-    return float(gain), (float(low), float(high))
 
 
 def format_table(figures: dict[str, Any]) -> str:

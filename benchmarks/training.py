@@ -4,7 +4,8 @@
     python benchmarks/training.py --data-dir data/train --model efficientnet_b3 --epochs 3
     python benchmarks/training.py --data-dir data/train --epochs 12 --targets 0.7 0.8
 
-Same people, pictures, network, input size, batch, optimiser, learning rates and number of epochs.
+Same people, pictures, network, input size, batch, optimiser, highest learning rate and number of
+epochs; warm-up, weight decay, clipped gradients and augmentation are each way's own.
 A run trains from the beginning, in a process of its own, with the decoding, validation and
 whatever else its way does. Needs the extra `bench`. How to read the table: benchmarks/README.md.
 

@@ -27,7 +27,7 @@ DataDir = Callable[..., Path]
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # How long an example takes says how busy the machine is, not whether the code is right.
-settings.register_profile("suite")
+settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
 # Two test processes with two threads each on two cores wait for one another most of the time.

@@ -49,7 +49,7 @@ def check(conv: nn.Conv2d, images: Tensor) -> None:
         assert worst <= max(2**-7, allowed), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kernel=st.tuples(*[st.sampled_from([1, 2, 3, 5, 7])] * 2),
     stride=st.tuples(*[st.integers(1, 3)] * 2),

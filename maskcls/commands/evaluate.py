@@ -22,6 +22,7 @@ from maskcls.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from maskcls.evaluation.report import Report
+    from maskcls.evaluation.runs import CommonAnswers
     from maskcls.evaluation.scoring import Scores
 
 GT_VARIABLE, GT_FILE = "SM_GROUND_TRUTH_DIR", "gt.csv"
@@ -34,6 +35,9 @@ Every picture of the ground truth counts: one without a prediction, or with an e
 Runs are scored together, on the people who validated all of them: with intervals from people drawn
 anew, and with what the score would be if one of the attributes were always right.
 
+--against holds them against other runs, on the people who validated all of these: the gain in macro
+F1, and an interval of it, which is narrower than that of a score.
+
 Of a group of folds (maskcls-train --folds N) each person is answered by the one network that has
 not seen them. GROUP/oof.csv holds the answers, with the probabilities: data_dir,path,person,fold,
 label,answer,p_0,p_1,… with the classes of the task. These people chose the epochs of the network
@@ -43,12 +47,15 @@ examples:
   maskcls-infer    --model runs --images data/eval --out output.csv
   maskcls-evaluate --gt data/eval/gt.csv --pred output.csv --json score.json
   maskcls-evaluate runs/mask_gender/exp runs/age/exp --report report.html
+  maskcls-evaluate runs/mask_gender/exp runs/age/exp2 --against runs/mask_gender/exp runs/age/exp
   maskcls-evaluate --oof runs/mask_gender/folds runs/age/folds --report oof.html
 
 score.json holds macro_f1 and accuracy of the 18 classes, the same for mask, gender and age,
 per_class, count, missing, confusion (rows truth, columns prediction), and seen_in_training; of runs
-people, intervals, if_perfect and caveats in its place; of groups of folds also groups, which has
-the scores of each. Of one group alone it holds those.
+people, intervals, if_perfect and caveats in its place, and with --against also against, which has
+the runs, their macro_f1 and caveats, the gain over the classes that these people have, and its
+interval; of groups of folds also groups, which has the scores of each. Of one group alone it holds
+those.
 
 report.html is one page that needs no network: scores, confusion matrices, groups of people,
 reliability; of runs and of groups of folds also learning curves, the config and the worst mistakes
@@ -73,6 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="RUN",
         help="run folders, or their MODEL_DIR, to score on their validation people",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="runs to hold them against, on the people who validated all",
     )
     parser.add_argument(
         "--oof",
@@ -128,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--no-pictures: goes with --report FILE.html, which is missing")
     if bool(args.runs) + bool(args.oof) + bool(args.gt or args.pred) > 1:
         raise ConfigError("give either runs, or --gt and --pred, or --oof")
+    if args.against and not args.runs:
+        raise ConfigError("--against: holds runs against runs; name some before it")
     if args.allow_seen and (args.runs or args.oof):
         raise ConfigError("--allow-seen: is for --gt and --pred; runs are scored as they are")
     if args.oof:
@@ -171,12 +187,13 @@ def _score_runs(args: argparse.Namespace) -> None:
     from maskcls.classifier import TorchClassifier, find_checkpoints
     from maskcls.devices import resolve_device
     from maskcls.evaluation.people import certainty
-    from maskcls.evaluation.runs import answer_common_people, report_runs
+    from maskcls.evaluation.runs import answer_common_people, common_people, report_runs
     from maskcls.evaluation.scoring import score_answers
 
     checkpoints = find_checkpoints(args.runs)
+    others = find_checkpoints(args.against) if args.against else []
     engine = TorchClassifier(checkpoints, resolve_device("auto"))
-    answered = answer_common_people(checkpoints, engine)
+    answered = answer_common_people(checkpoints, engine, common_people([*checkpoints, *others]))
     if answered.unreadable:
         print(f"warning: {answered.unreadable} unreadable pictures are skipped")
     for caveat in answered.caveats:
@@ -187,14 +204,49 @@ def _score_runs(args: argparse.Namespace) -> None:
     )
     scores = score_answers(truth, predicted)
     sure = certainty(answered.truth, answered.predicted, answered.whose)
-    print(f"{sure.people} people validated {', '.join(str(path.parent) for path in checkpoints)}")
+    named = ", ".join(str(path.parent) for path in (*checkpoints, *others))
+    print(f"{sure.people} people validated {named}")
     print(format_scores(scores))
     print(format_certainty(sure))
     values = scores.to_dict() | sure.to_dict() | {"caveats": answered.caveats}
+    if others:
+        values["against"] = _hold_against(others, answered)
     _write(scores, values, args.json, None if args.no_confusion else args.confusion)
     if args.report is not None:
         pictures = not args.no_pictures
         _write_report(report_runs(checkpoints, engine, answered, pictures=pictures), args.report)
+
+
+def _hold_against(others: Sequence[Path], answered: CommonAnswers) -> dict[str, Any]:
+    """What was answered against other runs on the same pictures, as plain values for JSON; says
+    it too."""
+    from maskcls.classifier import TorchClassifier
+    from maskcls.devices import resolve_device
+    from maskcls.evaluation.people import LEVEL, Pair, mean_gain
+    from maskcls.evaluation.runs import answer_common_people
+    from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion
+    from maskcls.labels import MULTI
+
+    engine = TorchClassifier(others, resolve_device("auto"))
+    base = answer_common_people(others, engine, answered.people)
+    for caveat in base.caveats:
+        print(f"warning: {caveat}")
+    sides = Pair(answered.truth, answered.predicted, base.predicted, answered.whose)
+    gain, (low, high) = mean_gain([sides], MULTI.num_classes)
+    matrix = confusion_matrix(base.truth, base.predicted, MULTI.num_classes)
+    macro_f1 = scores_from_confusion(matrix).macro_f1
+    runs = [str(path.parent) for path in others]
+    print(
+        f"macro F1 {macro_f1:.4f} of {', '.join(runs)}: a gain of {gain:+.4f}, {low:+.4f} to "
+        f"{high:+.4f} in {LEVEL:.0%} of draws of these people"
+    )
+    return {
+        "runs": runs,
+        "macro_f1": macro_f1,
+        "gain": gain,
+        "interval": (low, high),
+        "caveats": base.caveats,
+    }
 
 
 def _score_folds(args: argparse.Namespace) -> None:

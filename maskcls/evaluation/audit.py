@@ -263,7 +263,14 @@ def _rank(
     agreement = age_agreement(ages) if attribute == "age" else None
     judgement = judge(calibrate_to_labels(logits, labels), labels, agreement)
     findings = [
-        _finding(attribute, judgement, fact, row, [rows[number] for number in members[fact]])
+        _finding(
+            attribute,
+            judgement,
+            fact,
+            row,
+            [rows[number] for number in members[fact]],
+            0.0 if agreement is None else float(agreement[fact, judgement.rival[fact]]),
+        )
         for fact, row in enumerate(firsts)
     ]
     if of_picture:
@@ -290,8 +297,14 @@ def _target(attribute: str, row: _Row) -> str:
 
 
 def _finding(
-    attribute: str, judgement: Judgement, fact: int, row: _Row, rows: Sequence[_Row]
+    attribute: str,
+    judgement: Judgement,
+    fact: int,
+    row: _Row,
+    rows: Sequence[_Row],
+    agreement: float,
 ) -> Finding:
+    """`agreement`: of the answer with a labelled age."""
     label, answer = row.label, int(judgement.rival[fact])
     own, other = (float(judgement.probabilities[fact, each]) for each in (label, answer))
     names = ATTRIBUTES[attribute]
@@ -302,10 +315,8 @@ def _finding(
     why = f"answered {names[answer]} with {other:.2f}, {names[label]} with {own:.2f}"
     if not of_picture:
         why += f", on {len(shown)} {'pictures' if len(shown) > 1 else 'picture'}"
-    if attribute == "age":
-        agreement = float(age_agreement(np.array([row.profile.age]))[0, answer])
-        if agreement >= 0.01:
-            why += f"; a labelled age of {row.profile.age} agrees with that to {agreement:.0%}"
+    if agreement >= 0.01:
+        why += f"; a labelled age of {row.profile.age} agrees with that to {agreement:.0%}"
     return Finding(
         attribute,
         _target(attribute, row),

@@ -26,6 +26,9 @@ ROUNDS = 30
 AGREEMENT_DEVIATION = 2.0
 """Of the normal curve, in years, by which a labelled age agrees with the group beyond a border: one
 year from it 0.88, three years 0.32, five years 0.04. Faces tell an age to some years at best."""
+ONE_AGE = 10
+"""People of a group, at least, whose one common age stands for the group and tells no years: in the
+competition's data everybody of the oldest group is 60, which would lie a year from the border."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +108,14 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def age_agreement(ages: np.ndarray) -> np.ndarray:
     """Labelled ages in whole years (N,) → how far each age group agrees with them (N, 3), 0..1: 1
     for their own, and less the more years lie between the age and the group; see
-    `AGREEMENT_DEVIATION`."""
+    `AGREEMENT_DEVIATION`, and for whom no other group agrees `ONE_AGE`."""
     first = np.array((-np.inf, *AGE_BOUNDS))  # of each group
     last = np.array((*AGE_BOUNDS, np.inf)) - 1
     years = np.maximum(np.maximum(first - ages[:, None], ages[:, None] - last), 0)
     agreement: np.ndarray = np.exp(-((years / AGREEMENT_DEVIATION) ** 2) / 2)
+    for own in (years == 0).T:
+        if own.sum() >= ONE_AGE and np.ptp(ages[own]) == 0:
+            agreement[own] = years[own] == 0
     return agreement
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskcls.evaluation.scoring import confusion_matrix, scores_from_confusion, scores_of_many
+from maskcls.evaluation.scoring import (
+    confusion_matrix,
+    macro_f1_of_true,
+    scores_from_confusion,
+    scores_of_many,
+)
 from maskcls.labels import ATTRIBUTES, MULTI
 
 DRAWS = 2000  # of people, as many as there are
@@ -67,18 +72,71 @@ def intervals(
     return _interval(macro_f1), _interval(accuracy)
 
 
+def mean_interval(
+    sides: Sequence[tuple[np.ndarray, np.ndarray, Sequence[str]]], num_classes: int
+) -> Interval:
+    """That of the mean macro F1 of several splits of the same people, who are drawn anew for all
+    together. `sides`: truth, predicted and people of each, as of `intervals`."""
+    everybody = [person for _, _, people in sides for person in people]
+    with np.errstate(invalid="ignore"):  # a draw may have nobody of a side
+        drawn = [
+            scores_of_many(drawn_confusions(*side, num_classes, DRAWS, everybody))[0]
+            for side in sides
+        ]
+    return _interval(np.nanmean(drawn, axis=0))
+
+
+class Pair(NamedTuple):
+    """Two answers to the same pictures (N)."""
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    base: np.ndarray  # what `predicted` is held against
+    people: Sequence[str]  # whose picture each is
+
+
+def mean_gain(pairs: Sequence[Pair], num_classes: int) -> tuple[float, Interval]:
+    """How much higher than `base` the macro F1 of `predicted` is, over the classes in the truth;
+    of several pairs, as of several splits of the same people, the mean. The interval is of people
+    drawn anew, the same ones for both sides and for all pairs: much narrower than that of a score,
+    as both sides find the same people hard.
+    """
+    everybody = [person for pair in pairs for person in pair.people]
+    gains, drawn = [], []
+    for pair in pairs:
+        sides = (pair.predicted, pair.base)
+        whole = np.stack([confusion_matrix(pair.truth, side, num_classes) for side in sides])
+        gains.append(np.subtract(*macro_f1_of_true(whole)))
+        with np.errstate(invalid="ignore"):  # a draw may have nobody of a pair
+            scores = [
+                macro_f1_of_true(
+                    drawn_confusions(pair.truth, side, pair.people, num_classes, DRAWS, everybody)
+                )
+                for side in sides
+            ]
+        drawn.append(scores[0] - scores[1])
+    return float(np.mean(gains)), _interval(np.nanmean(drawn, axis=0))
+
+
 def format_interval(interval: Interval | None) -> str:
     """As tables have it; a dash where there is none."""
     return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def drawn_confusions(
-    truth: np.ndarray, predicted: np.ndarray, people: Sequence[str], classes: int, draws: int
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    people: Sequence[str],
+    classes: int,
+    draws: int,
+    everybody: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Labels (N,), true and predicted, and whose picture each is (N) → confusion matrices (draws,
     classes, classes + 1) int64 of as many people, drawn anew with replacement. The same people are
-    drawn every time, whatever was predicted. `NO_ANSWER` counts in the last column."""
-    names, whose = np.unique(np.asarray(people), return_inverse=True)
+    drawn every time, whatever was predicted. `NO_ANSWER` counts in the last column. `everybody`:
+    whom to draw from, where others than `people` are drawn alike."""
+    names = np.unique(np.asarray(people if everybody is None else everybody))
+    whose = np.searchsorted(names, np.asarray(people))
     cells = np.zeros((len(names), classes, classes + 1))  # a matrix per person
     np.add.at(cells, (whose, truth, predicted), 1)  # -1, NO_ANSWER, is the last column
     rng = np.random.default_rng(0)

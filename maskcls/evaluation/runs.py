@@ -43,17 +43,18 @@ class CommonAnswers:
         return found
 
 
-def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -> CommonAnswers:
+def answer_common_people(
+    checkpoints: Sequence[Path], engine: TorchClassifier, people: list[Profile] | None = None
+) -> CommonAnswers:
     """`engine`: the networks of `checkpoints`, which lie in their run folders and together answer
-    every attribute.
+    every attribute. `people`: who validated them, and others perhaps; default: `common_people`.
 
     Raises:
         DataError: nobody validated all of them, their pictures are gone or cannot be read, or runs
             hold different labels of somebody.
     """
-    people = _common_people(
-        [people_of_run(path, read_manifest(path), "val") for path in checkpoints]
-    )
+    if people is None:
+        people = common_people(checkpoints)
     labels = {str(path): label for path, label in labelled_pictures(people)}
     sources = [Source(name, Path(name)) for name in labels]
     names: list[str] = []
@@ -81,12 +82,13 @@ def answer_common_people(checkpoints: Sequence[Path], engine: TorchClassifier) -
     )
 
 
-def _common_people(sides: Sequence[list[Profile]]) -> list[Profile]:
+def common_people(checkpoints: Sequence[Path]) -> list[Profile]:
     """Those who validated all runs, as the first run knows them.
 
     Raises:
         DataError: there are none, or runs hold different labels of one.
     """
+    sides = [people_of_run(path, read_manifest(path), "val") for path in checkpoints]
     known = [
         {
             p.person: (p.gender, p.age, sorted((x.path.name, x.mask) for x in p.pictures))

@@ -5,7 +5,8 @@
 `f1_score(average="macro")`: the mean over the classes in the truth or in the predictions.
 
 Where networks or groups of people are compared with each other, the mean is over the classes in the
-truth alone, `macro_f1_of_true`: which others are predicted differs between them.
+truth alone, `macro_f1_of_true`: which others are predicted differs between them. An epoch is chosen
+by the score itself.
 """
 
 from __future__ import annotations

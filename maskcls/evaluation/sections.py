@@ -47,10 +47,10 @@ def _scores(answers: Answers) -> Iterator[str]:
             f"The range is the {LEVEL:.0%} interval. The score is computed {DRAWS} times, each "
             "time for as many people as there are, drawn from these, some twice and some not at "
             f"all; {LEVEL:.0%} of the results lie in it. It tells about how far off the score of "
-            "all people of this kind may be, so a difference that is much smaller says little; the "
-            "score of as many others varies more, by about 1.4 times. A class that nobody drawn "
-            "has is left out of that result, or counts as 0 where somebody drawn is taken for it: "
-            "with few people of a class the range is rough, and mostly too narrow."
+            "all people of this kind may be; the score of as many others varies more, by about 1.4 "
+            "times, and the distance of two networks on the same people less. A class that nobody "
+            "drawn has is left out of that result, or counts as 0 where somebody drawn is taken "
+            "for it: with few people of a class the range is rough, and mostly too narrow."
         )
         if scores.accuracy == 1:
             count = len(set(answers.people))

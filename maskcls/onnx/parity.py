@@ -168,7 +168,7 @@ def compare(
     truth = _truth(pictures, tasks, fused is not None)
     scored = truth if truth is not None else before.argmax(axis=1)
     f1_pytorch, f1_given, f1_onnx = (
-        scores_from_confusion(confusion_matrix(scored, found, before.shape[1])).macro_f1
+        scores_from_confusion(confusion_matrix(scored, found, before.shape[1])).macro_f1_of_true
         for found in (before.argmax(axis=1), given.argmax(axis=1), labels)
     )
     if f1_pytorch - f1_onnx > max_f1_drop:

@@ -134,35 +134,27 @@ def test_scores_are_those_of_the_command(
     assert elsewhere.returncode == 2 and f"data_dir ({root} there)" in elsewhere.stderr
 
 
-def test_a_gain_is_in_its_interval_where_an_answer_is_of_nobodys_class(script: ModuleType) -> None:
-    """Ten people, five of class 0 and five of class 3; one is taken for class 1, which none has."""
-    truth = np.repeat([0, 3], 5)
-    people = [str(index) for index in range(10)]
-    sure = np.eye(MULTI.num_classes)
-    right = CommonAnswers([], [], sure[truth], truth, people, 0, [])
-    wrong = replace(right, probabilities=sure[np.where(np.arange(10) == 0, 1, truth)])
-    gain, (low, high) = script.gain_of(wrong, right)
-    assert gain == pytest.approx((8 / 9 + 1) / 2 - 1)
-    assert low <= gain <= high
-
-
-def test_seeds_are_scored_together(script: ModuleType) -> None:
-    """Two seeds: Ann validates with both, Ben and Cas with one. The second one's networks of the
+def test_figures_of_several_seeds_are_means(script: ModuleType) -> None:
+    """Ann validates with both seeds, Ben and Cas with one. The second one's networks of the
     ingredient take her class 0 for 3."""
     sure = np.eye(MULTI.num_classes)
 
-    def scored(truth: list[int], predicted: list[int], whose: list[str]) -> object:
-        answers = CommonAnswers([], [], sure[predicted], np.array(truth), whose, 0, [])
-        return script.score(answers, [])
+    def scored(predicted: list[int], whose: list[str]) -> object:
+        truth = np.array([0, 3])
+        return script.score(CommonAnswers([], [], sure[predicted], truth, whose, 0, []), [])
 
-    right = [scored([0, 3], [0, 3], ["ann", "ben"]), scored([0, 3], [0, 3], ["ann", "cas"])]
-    wrong = [right[0], scored([0, 3], [3, 3], ["ann", "cas"])]
-    row = script.figures_of(script.pooled(wrong), script.pooled(right))
-    # Of four answers: one of two is found of class 0, two of three are right that say 3.
-    assert row["gain"] == pytest.approx((2 / 3 + 4 / 5) / 2 - 1)
-    low, high = row["interval"]
-    assert low == pytest.approx((2 / 3 + 1 / 2) / 2 - 1)  # Ann drawn twice, and one of the others
-    assert high == 0  # without Ann
+    right = [scored([0, 3], ["ann", "ben"]), scored([0, 3], ["ann", "cas"])]
+    wrong = [right[0], scored([3, 3], ["ann", "cas"])]
+    row = script.figures_of(wrong, right)
+    fallen = (0 + 2 / 3) / 2
+    assert row["macro_f1"] == pytest.approx((1 + fallen) / 2)
+    assert row["gain"] == pytest.approx((0 + fallen - 1) / 2)
+    # Drawn are Ann, Ben and Cas for both seeds: without Ann all is right.
+    assert row["interval"][1] == 0 and row["macro_f1_interval"][1] == 1
+    # With Ann alone the second seed has nothing right, and the first one all.
+    assert row["interval"][0] == pytest.approx((0 - 1) / 2)
+    assert row["macro_f1_interval"][0] == pytest.approx((1 + 0) / 2)
+    assert script.figures_of(wrong[1:], right[1:])["gain"] == pytest.approx(fallen - 1)
 
 
 @pytest.mark.slow

@@ -424,7 +424,7 @@ def test_copies_of_what_training_had_score_no_soup(
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("mixed", "collapsed"), [(0.2, True), (0.85, False)])
+@pytest.mark.parametrize(("mixed", "collapsed"), [(0.2, True), (0.75, False), (0.85, False)])
 def test_a_soup_that_nobody_can_score_is_held_against_its_networks(
     groups: list[Path],
     tmp_path: Path,

@@ -8,7 +8,9 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
@@ -38,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path) -> list[Path]:
-    """A run of each branch, and one of age that others validated."""
+    """A run of each branch, one of age that others validated, and one with another rate."""
     argv = [*SMALL, "--data-dir", str(data), "--model-dir", str(data.parent / "runs")]
     argv += ["--cache", str(data.parent / "cache")]
     with pytest.MonkeyPatch.context() as patch:
@@ -48,8 +50,10 @@ def runs(data: Path) -> list[Path]:
             assert train.main([*argv, "--task", task]) == 0
         others = ["--task", "age", "--name", "others", "--seed", "7"]
         assert train.main([*argv, *others]) == 0
+        assert train.main([*argv, "--task", "age", "--name", "slower", "--lr", "0.0005"]) == 0
     folder = data.parent / "runs"
-    return [folder / "mask_gender/exp", folder / "age/exp", folder / "age/others"]
+    names = ("mask_gender/exp", "age/exp", "age/others", "age/slower")
+    return [folder / name for name in names]
 
 
 def fails(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
@@ -105,6 +109,54 @@ def test_the_score_is_that_of_labelling_these_people(
     assert {Path(name).name for name in shown} <= {Path(name).name for name in wrong}
     assert text.count("<img ") >= 2 * len(shown)  # a network each, or both, were wrong
     assert text.count("<svg ") == 4 + 2 * 2
+
+
+def test_runs_are_held_against_others_on_the_same_people(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [[str(runs[0]), str(runs[1])], [str(runs[0]), str(runs[3])]]
+    found = []
+    for number, (own, other) in enumerate((sides, sides[::-1])):
+        file = tmp_path / f"{number}.json"
+        capsys.readouterr()
+        assert evaluate.main([*own, "--against", *other, "--json", str(file)]) == 0
+        found.append(json.loads(file.read_text("utf-8")))
+        against = found[-1]["against"]
+        low, high = against["interval"]
+        said = f"macro F1 {against['macro_f1']:.4f} of {', '.join(other)}: a gain of "
+        said += f"{against['gain']:+.4f}, {low:+.4f} to {high:+.4f} in 95% of draws of these people"
+        assert said in capsys.readouterr().out
+
+    def over_true_classes(values: dict[str, Any]) -> float:
+        return float(np.mean([one["f1"] for one in values["per_class"] if one["support"]]))
+
+    one, other = found
+    gain = over_true_classes(one) - over_true_classes(other)
+    assert gain != 0
+    assert one["against"]["macro_f1"] == pytest.approx(other["macro_f1"])
+    assert one["against"]["gain"] == pytest.approx(gain)
+    assert other["against"]["gain"] == pytest.approx(-gain)
+    low, high = one["against"]["interval"]
+    assert low <= gain <= high and low < high
+    assert other["against"]["interval"] == pytest.approx([-high, -low])
+    # The same networks: nothing gained, whoever is drawn.
+    assert evaluate.main([*sides[0], "--against", *sides[0]]) == 0
+    assert "a gain of +0.0000, +0.0000 to +0.0000 in" in capsys.readouterr().out
+
+
+def test_people_that_all_runs_validated_are_scored(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "score.json"
+    validating = [people_of(read_split(run / "split.csv"), "val") for run in runs]
+    common = validating[0] & validating[2]
+    argv = [str(runs[0]), str(runs[1]), "--against", str(runs[0]), str(runs[2])]
+    if common:
+        assert evaluate.main([*argv, "--json", str(file)]) == 0
+        assert json.loads(file.read_text("utf-8"))["people"] == len(common) < 5
+    else:
+        assert "nobody validated all of these runs" in fails(argv, capsys)
+    assert fails(["--against", str(runs[0])], capsys, 2).endswith("name some before it")
 
 
 def test_a_report_without_pictures(

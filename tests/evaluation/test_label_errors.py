@@ -148,6 +148,20 @@ def test_ages_agree_with_the_group_next_door() -> None:
     assert close < 0.3 < 0.9 < far
 
 
+def test_one_age_for_a_whole_group_tells_no_years() -> None:
+    """As where everybody of the oldest group is labelled 60."""
+    ages = np.array([60] * 10 + [59, 58, 20])
+    agreement = age_agreement(ages)
+    assert (agreement[:10] == [0, 0, 1]).all()
+    assert agreement[10, 2] > 0.8 and agreement[11, 2] > 0.5
+    surely = np.tile([0.02, 0.97, 0.01], (2, 1))
+    doubt = judge(surely, np.full(2, 2), age_agreement(ages)[:2]).doubt
+    assert doubt == pytest.approx(0.99)
+    # Of few people it may be chance, and of two ages it is none.
+    for others in ([60] * 9, [60] * 10 + [61]):
+        assert age_agreement(np.array([*others, 59]))[0, 1] > 0.8
+
+
 def test_swaps_are_pairs_of_one_person() -> None:
     sure = {0: [0.98, 0.01, 0.01], 1: [0.02, 0.96, 0.02], 2: [0.05, 0.05, 0.9]}
     taken = [2, 1, 1, 2, 0, 1, 1, 2]

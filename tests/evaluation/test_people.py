@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from maskcls.evaluation.people import certainty, intervals
+from maskcls.evaluation.people import Pair, certainty, intervals, mean_gain, mean_interval
 from maskcls.evaluation.scoring import NO_ANSWER
 from maskcls.labels import ATTRIBUTES, MULTI
 
@@ -81,3 +81,25 @@ def test_what_a_perfect_attribute_is_worth() -> None:
 def test_equal_labels_give_equal_intervals() -> None:
     labels = draw(wrong=0.2)
     assert certainty(*labels) == certainty(*labels)
+
+
+def test_a_gain_is_in_its_interval_where_an_answer_is_of_nobodys_class() -> None:
+    """Ten people, five of class 0 and five of class 3; one is taken for class 1, which none has."""
+    truth = np.repeat([0, 3], 5)
+    people = [str(index) for index in range(10)]
+    wrong = np.where(np.arange(10) == 0, 1, truth)
+    gain, (low, high) = mean_gain([Pair(truth, wrong, truth, people)], 18)
+    assert gain == pytest.approx((8 / 9 + 1) / 2 - 1)
+    assert low <= gain <= high
+
+
+def test_the_interval_of_one_split_is_that_of_its_people() -> None:
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 3, (2, 60))
+    people = [str(index // 4) for index in range(60)]
+    assert (
+        mean_interval([(truth, predicted, people)], 18)
+        == (intervals(truth, predicted, people, 18)[0])
+    )
+    gain, (low, high) = mean_gain([Pair(truth, predicted, predicted, people)], 18)
+    assert gain == low == high == 0
