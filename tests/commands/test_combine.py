@@ -225,9 +225,19 @@ def test_a_soup_has_the_mean_of_the_weights_and_its_own_statistics(
         mean = (states[0][key].double() + states[1][key].double()) / 2
         if key in statistics:
             assert not torch.allclose(value.double(), mean)
-        elif value.is_floating_point():
+            continue
+        if value.is_floating_point():
             torch.testing.assert_close(value, mean.float())
     manifest = Manifest.from_json(content["manifest"])
+    # Those of the first layer, on all training pictures at once.
+    listed = labelled_pictures(people_of_run(run / "best.pt", manifest, "train"))
+    pixels = manifest.preprocess.normalise(pixels_of(run, [path for path, _ in listed]))
+    model = load_model(run)[0]
+    with torch.inference_mode():
+        values = model.conv1(torch.from_numpy(pixels))
+    torch.testing.assert_close(
+        content["model"]["bn1.running_mean"], values.mean((0, 2, 3)), rtol=0.02, atol=1e-3
+    )
     assert manifest.config["combined"]["how"] == "soup"
     assert manifest.metrics["macro_f1"] == pytest.approx(scores(run)[0])
     assert people_of(read_split(run / "split.csv"), "val") == people_of(
@@ -326,6 +336,31 @@ def test_an_ensemble_is_no_start(
     argv = ["--task", "age", "--weights", str(start), "--data-dir", str(root / "data/train")]
     assert train.main([*argv, "--model-dir", str(tmp_path)]) == 1
     assert f"{start}: is an ensemble, which no network can start from" in capsys.readouterr().err
+
+
+def test_a_greedy_soup_is_the_mean_of_all_that_it_takes(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising = iter(np.linspace(0.1, 0.9, 20))  # whatever is added, it scores higher
+    real = combining._score
+
+    def score(*arguments: Any) -> Any:
+        return replace(real(*arguments), macro_f1=float(next(rising)))
+
+    monkeypatch.setattr(combining, "_score", score)
+    argv = [*map(str, runs), "--how", "greedy-soup", "--model-dir", str(tmp_path)]
+    assert combine.main(argv) == 0
+    content = read_checkpoint(tmp_path / "age/greedy-soup/best.pt")
+    config = Manifest.from_json(content["manifest"]).config
+    assert len(config["combined"]["checkpoints"]) == 3
+    states = []
+    for run in runs:
+        saved = read_checkpoint(run / "best.pt")
+        states.append(saved.get("ema") or saved["model"])
+    for key, value in content["model"].items():
+        if value.is_floating_point() and "running_" not in key:
+            mean = torch.stack([state[key].double() for state in states]).mean(dim=0)
+            torch.testing.assert_close(value, mean.float())
 
 
 def test_a_greedy_soup_is_never_worse_than_the_best_alone(

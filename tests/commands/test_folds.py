@@ -358,7 +358,14 @@ def test_scores_are_those_of_the_table(
     low, high = values["intervals"]["macro_f1"]
     assert low < high and low <= values["macro_f1"] <= high
     assert f"macro F1 {low:.4f} to {high:.4f} in 95% of draws of 13 people" in out
-    assert (values["people"], values["count"], len(values["fold_macro_f1"])) == (13, 91, FOLDS)
+    assert (values["people"], values["count"]) == (13, 91)
+    folds = np.array([int(row["fold"]) for row in rows])
+    assert values["fold_macro_f1"] == pytest.approx(
+        [
+            f1_score(np.array(labels)[own], np.array(answers)[own], average="macro")
+            for own in (folds == fold for fold in range(FOLDS))
+        ]
+    )
     assert sum(each["support"] for each in values["per_class"]) == 91
 
 
@@ -531,6 +538,13 @@ def test_what_cannot_be_scored_out_of_fold(
     assert f"{copy / 'fold1'}: is not trained yet; go on with maskcls-train --resume {copy}" in line
     shutil.copytree(copy / "fold0", copy / "fold1")
     assert "not each of them once" in fails(main, ["--oof", str(copy)], capsys)
+    shutil.rmtree(copy / "fold1")  # as many as there should be, and some of them twice
+    shutil.rmtree(copy / "fold2")
+    for name in ("fold1", "fold2"):
+        shutil.copytree(groups[0] / "fold1", copy / name)
+    assert "not each of them once" in fails(main, ["--oof", str(copy)], capsys)
+    shutil.rmtree(copy / "fold2")
+    shutil.copytree(groups[0] / "fold2", copy / "fold2")
     monkeypatch.setattr(out_of_fold, "_require_partition", lambda *a: None)
     shutil.rmtree(copy / "fold1")
     shutil.copytree(groups[0] / "fold1", copy / "fold1")
@@ -567,3 +581,13 @@ def test_the_check_of_seen_people_can_fail(
     known = int(seen[0])
     line = fails(evaluate.main, ["--oof", str(groups[0])], capsys)
     assert "was trained on 5 of the people who validate its fold" in line
+
+
+def test_a_fold_that_has_learnt_one_of_its_own_people_is_refused(
+    groups: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = shutil.copytree(groups[0], tmp_path / "folds")
+    person = min(people_of(read_split(group / "fold0" / "split.csv"), "val"))
+    add_seen(group / "fold0" / "best.pt", person)
+    line = fails(evaluate.main, ["--oof", str(group)], capsys)
+    assert f"was trained on 1 of the people who validate its fold, first: {person}" in line

@@ -20,6 +20,7 @@ from maskcls.evaluation.calibration import (
 from maskcls.evaluation.reliability import expected_calibration_error
 from maskcls.labels import softmax
 from maskcls.manifest import Calibration
+from maskcls.training.calibration import calibrate
 
 SHARES = np.array([0.7, 0.22, 0.08])
 
@@ -215,3 +216,32 @@ def test_the_quality_is_scikit_learns() -> None:
     assert found.ece == expected_calibration_error(softmax(logits.astype(np.float64)), labels)
     sure = quality(np.array([[0.0, 1e6]]), np.array([0]))
     assert np.isfinite(sure.nll) and sure.nll > 80
+
+
+def test_a_calibration_is_put_together_of_its_steps() -> None:
+    """The shift is fitted to answers of the right temperature, and all is measured after both."""
+    logits, labels, people = imbalanced(0)
+    logits = 3 * logits
+    counts = np.array([700, 220, 80])
+    bias = balancing_bias(counts)
+    found, metrics = calibrate("macro_f1", logits, labels, people, counts)
+    assert found is not None
+    assert found.temperature == pytest.approx(3, rel=0.2)
+    scaled = logits / found.temperature
+    shift = fit_shift(scaled, labels, people, bias)
+    assert shift not in (0, fit_shift(logits, labels, people, bias))
+    assert found.bias == pytest.approx(tuple(shift * bias))
+    after = softmax(scaled + shift * bias)
+    assert metrics == pytest.approx(
+        {
+            "temperature": found.temperature,
+            "shift": shift,
+            "nll": log_likelihood(logits, labels, 1.0),
+            "ece": expected_calibration_error(softmax(logits), labels),
+            "calibrated_macro_f1": f1_score(labels, after.argmax(axis=1), average="macro"),
+            "calibrated_nll": log_likelihood(scaled + shift * bias, labels, 1.0),
+            "calibrated_ece": expected_calibration_error(after, labels),
+        },
+        rel=1e-5,
+    )
+    assert metrics["ece"] > 2 * metrics["calibrated_ece"]

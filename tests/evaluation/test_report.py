@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import metrics
 from sklearn.metrics import f1_score
 
 from maskcls.evaluation.answers import Answers, beliefs_of
@@ -163,6 +164,27 @@ def test_everything_is_on_it() -> None:
     assert len(page.named("img")) == 2 * len(report.mistakes or ())
     assert "Privacy" in page.text
     assert "mask × gender × age × race" in page.text
+
+
+def test_tables_have_what_scikit_learn_counts() -> None:
+    rng = np.random.default_rng(1)
+    right = answers()
+    wrong = np.where(rng.random(300) < 0.4, rng.integers(0, 18, 300) // 2, right.truth)
+    text = render(replace(full(), answers=replace(right, predicted=wrong)))
+
+    def numbers(caption: str) -> np.ndarray:
+        table = text.split(f"<caption>{caption}</caption>")[1].split("</table>")[0]
+        rows = table.split("<tr")[2:]  # without the header
+        return np.array([re.findall(r"<td[^>]*>([^<]*)</td>", one) for one in rows])
+
+    ages = (MULTI.decode(side)["age"] for side in (right.truth, wrong))
+    expected = metrics.confusion_matrix(*ages)
+    assert (expected != expected.T).any()
+    np.testing.assert_array_equal(numbers("Confusion matrix: age").astype(int), expected)
+    scores = metrics.precision_recall_fscore_support(right.truth, wrong)
+    assert np.abs(scores[0] - scores[1]).max() > 0.1
+    shown = numbers("Scores of the classes").astype(float)
+    np.testing.assert_allclose(shown, np.stack(scores, axis=1), atol=5e-4)
 
 
 @pytest.mark.parametrize("task", ["age", "mask_gender"])

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from maskcls.commands._scores import format_scores
 from maskcls.errors import DataError
 from maskcls.evaluation.scoring import (
     NO_ANSWER,
@@ -216,6 +217,20 @@ def test_to_dict_is_plain_json() -> None:
     assert np.shape(values["confusion"]) == (18, 18)
     assert np.sum(values["confusion"]) == 2
     assert values["confusion"][17][16] == 1
+
+
+def test_precision_and_recall_are_not_exchanged() -> None:
+    """Of two of class 0 one is found, and taken for class 1 is the other."""
+    scores = score_answers({"a": 0, "b": 0, "c": 1}, {"a": 0, "b": 1, "c": 1})
+    first, second = scores.to_dict()["per_class"][:2]
+    assert (first["precision"], first["recall"]) == (1.0, 0.5)
+    assert (second["precision"], second["recall"]) == (0.5, 1.0)
+    lines = [line.split() for line in format_scores(scores).splitlines()]
+    shown = {line[0]: line[-4:] for line in lines if line and line[0] in ("0", "1")}
+    assert shown == {
+        "0": ["1.0000", "0.5000", "0.6667", "2"],
+        "1": ["0.5000", "1.0000", "0.6667", "1"],
+    }
 
 
 def write(path: Path, text: str) -> Path:

@@ -28,11 +28,12 @@ from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from torch import nn
 
-from maskcls.checkpoints import read_checkpoint, save_checkpoint
+from maskcls.checkpoints import read_checkpoint, read_manifest, save_checkpoint
 from maskcls.classifier import TorchClassifier
 from maskcls.commands import export as command
 from maskcls.commands import infer
 from maskcls.config import MODEL_NAMES
+from maskcls.data.runs import labelled_pictures, people_of_run
 from maskcls.errors import CheckpointError, ConfigError, DataError, ExportError, ProviderError
 from maskcls.files import file_digest, locked
 from maskcls.images import read_image
@@ -44,6 +45,7 @@ from maskcls.onnx import exporter as exporting
 from maskcls.onnx import fuse as fusing
 from maskcls.onnx.convert import OPSET, convert
 from maskcls.onnx.exporter import ExportResult, export
+from maskcls.onnx.pictures import calibration_pixels
 from maskcls.onnx.quantise import last_layers, to_int8, use_global_pools
 from maskcls.preprocessing import PreprocessSpec
 from maskcls.runtime import Classifier, open_onnx
@@ -943,3 +945,19 @@ def test_a_file_in_the_place_of_the_folder_is_told_before_the_work(
     with pytest.raises(OSError):
         export(runs, tmp_path / "onnx", say=said.append)
     assert said == []
+
+
+def test_int8_is_calibrated_on_training_people_alone(make_run: MakeRun) -> None:
+    """The macro F1 of its gate is of those who validate."""
+    run = make_run("age", "base") / "best.pt"
+    manifest = read_manifest(run)
+    found = calibration_pixels(run, manifest)
+    paths = [path for path, _ in labelled_pictures(people_of_run(run, manifest, "train"))]
+    spec = manifest.preprocess
+    expected = spec.normalise(np.stack([spec.resize(read_image(path)) for path in paths]))
+    assert found.shape == expected.shape and len(found) == 8 * 7
+
+    def rows(pixels: np.ndarray) -> list[bytes]:
+        return sorted(picture.tobytes() for picture in pixels)
+
+    assert rows(found) == rows(expected)

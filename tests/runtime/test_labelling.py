@@ -502,6 +502,8 @@ def test_parts_of_another_job_are_not_touched(
     ):
         with pytest.raises(DataError, match="of another job"):
             inference(engine, listed, out, batch_size=size, resume=True)
+    with pytest.raises(DataError, match="of another job"):  # their cells would be empty
+        inference(PixelClassifier(), sources, out, batch_size=4, probabilities=True, resume=True)
     assert sorted((p.name, p.read_bytes()) for p in parts_path(out).iterdir()) == before
 
 

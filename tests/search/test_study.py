@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +24,9 @@ from matplotlib.figure import Figure
 import maskcls
 from maskcls.commands.search import main
 from maskcls.commands.train import main as train_main
-from maskcls.config import read_yaml, resolve
+from maskcls.config import TrainConfig, read_yaml, resolve
 from maskcls.data.sample import make_sample
+from maskcls.search import study as searching
 from maskcls.search.folder import settings_yaml
 from maskcls.training import engines, handlers
 from tests.training.small import SMALL
@@ -517,3 +521,29 @@ def test_the_built_in_space_is_shown_and_kept(
     assert read_yaml(place / "study" / "config.yaml")["task"] == "age"
     assert read_yaml(place / "study" / "config.yaml")["precision"] in ("fp32", "bf16")
     assert len(rows(place / "study")) == 2
+
+
+def test_a_search_learns_from_its_trials(
+    place: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainings that score the higher the nearer their rate is to 0.003."""
+    away: list[float] = []
+    (place / "space.yaml").write_text("lr: {low: 0.00001, high: 1.0, log: true}\n", "utf-8")
+
+    def train(config: TrainConfig, say: object, *, epoch_ended: Any, **_: Any) -> SimpleNamespace:
+        folder = Path(config.model_dir) / config.task / str(config.name)
+        folder.mkdir(parents=True)
+        (folder / "split.csv").write_text("person,side\n", "utf-8")
+        score = 1 - abs(math.log10(config.lr / 0.003)) / 5
+        for epoch in (1, 2):
+            epoch_ended(epoch, score)
+        away.append(1 - score)
+        return SimpleNamespace(best_score=score)
+
+    monkeypatch.setattr(searching, "train", train)
+    monkeypatch.setattr(searching, "write_results", lambda *_: None)  # takes most of the time
+    monkeypatch.setattr(searching, "importances", lambda _: {})
+    argv = [*options, "--study", "peak", "--trials", "40", "--pruner", "none"]
+    assert main(argv) == 0
+    assert len(away) == 40
+    assert statistics.median(away[20:]) < statistics.median(away[:10]) / 2

@@ -38,6 +38,7 @@ def trainer_of(model: nn.Module, criterion: nn.Module | None = None, **changes: 
         "share": Share(),
         "clip_norm": 0.0,
         "lr": 0.01,
+        "scaler": torch.amp.GradScaler("cpu", enabled=False),
     } | changes
     return create_trainer(
         model,
@@ -45,7 +46,6 @@ def trainer_of(model: nn.Module, criterion: nn.Module | None = None, **changes: 
         criterion or nn.CrossEntropyLoss(),
         BaseAugmentation(SPEC),
         device=CPU,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
         **values,
     )
 
@@ -68,6 +68,21 @@ def test_bf16_is_close_to_fp32() -> None:
         not torch.equal(one, other)
         for one, other in zip(plain.parameters(), coarse.parameters(), strict=True)
     )
+
+
+def test_gradients_are_clipped_at_their_own_size() -> None:
+    """Not at the size that keeps them in float16."""
+    start, plain, scaled = network(), network(), network()
+    scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=1024.0)
+    trainer_of(plain, clip_norm=0.1).run(batches(), max_epochs=1)
+    trainer_of(scaled, clip_norm=0.1, scaler=scaler).run(batches(), max_epochs=1)
+    for one, other in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    moved = [
+        float((one - first).detach().abs().max())
+        for one, first in zip(plain.parameters(), start.parameters(), strict=True)
+    ]
+    assert max(moved) > 1e-4
 
 
 @pytest.mark.parametrize("parts", [2, 3])

@@ -141,8 +141,13 @@ def test_killed_and_resumed(
         assert server.ask(point, max(1, number // 2), resume=str(folder)) in (-9, 0)
         assert server.ask(resume=str(folder)) == 0
     assert_same_run(folder, whole(case))
-    left = {path.name for path in folder.iterdir() if path.suffix == ".new"}
-    assert not left
+    assert not [path.name for path in folder.iterdir() if ".pt.new" in path.name]
+
+
+@pytest.mark.parametrize("point", MOMENTS)
+def test_every_moment_is_met(server: Server, data: Path, tmp_path: Path, point: str) -> None:
+    """That the trials kill: one that is never met ends well in all of them."""
+    assert server.ask(point, 1, config=config_of(data, tmp_path, "cosine")) == -9
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -19,6 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from sklearn import metrics
+from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.optimizer import (
@@ -259,6 +260,38 @@ def test_tensorboard_reads_scalars_and_pictures(done: RunResult) -> None:
         assert events.Images(tag)[0].encoded_image_string.startswith(b"\x89PNG")
 
 
+def test_figures_are_of_the_answers_to_validation_people(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, ...]] = []
+
+    def draw(*arguments: Any) -> Figure:
+        drawn.append(arguments)
+        return Figure((1, 1), dpi=8)
+
+    monkeypatch.setattr(handlers, "confusion_figure", draw)
+    monkeypatch.setattr(handlers, "grid_image", draw)
+    config = config_of(data, tmp_path, epochs=1, lr=0.005, ema_decay=0.0)
+    folder = train(config, lambda _: None).folder
+    (matrix, *_), (pixels, labels, predictions, names) = drawn
+    loaded = load_data(config, lambda _: None)
+    shown, truth, _ = loaded.dataset.__getitems__(loaded.val.indices)
+    model, manifest = load_model(folder)
+    images = torch.from_numpy(manifest.preprocess.normalise(shown.numpy()))
+    with torch.inference_mode():
+        found = predict_logits(model, images, config.tta).argmax(dim=1)
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(truth, found, labels=range(6)))
+    assert (matrix != matrix.T).any()
+    answers = {
+        picture.tobytes(): (int(label), int(answer))
+        for picture, label, answer in zip(shown.numpy(), truth, found, strict=True)
+    }
+    told = zip(labels, predictions, strict=True)
+    assert [answers[picture.tobytes()] for picture in pixels] == list(told)
+    assert len(pixels) == min(16, int((truth != found).sum())) > 0
+    assert tuple(names) == TASKS["mask_gender"].class_names
+
+
 @pytest.mark.usefixtures("plain_figures")
 def test_equal_seeds_give_equal_bits_and_others_do_not(data: Path, tmp_path: Path) -> None:
     runs = [
@@ -286,6 +319,15 @@ def test_the_best_weights_are_the_averaged_ones(
     assert same(best["model"], last["ema"])
     assert not same(best["model"], last["model"])
     assert "ema" not in best
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_averaged_weights_have_averaged_statistics(data: Path, tmp_path: Path) -> None:
+    folder = fit(data, tmp_path, model="resnet18", epochs=1, ema_decay=0.9).folder
+    content = read_checkpoint(folder / "last.pt")
+    statistics = [key for key in content["model"] if "running_" in key]
+    assert statistics
+    assert not any(torch.equal(content["ema"][key], content["model"][key]) for key in statistics)
 
 
 @pytest.mark.usefixtures("plain_figures")
@@ -375,6 +417,21 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "f1 of ages": (AGES, {"criterion": "cross_entropy:0.7,f1:0.3"}),
     "border_ages": ({"task": "age", "soften_age": 0.0}, {"border_ages": "soften"}),
 }
+
+
+@pytest.mark.parametrize(("option", "power"), [("sqrt", 0.5), ("balanced", 1.0)])
+def test_class_weights_are_those_of_scikit_learn(
+    data: Path, tmp_path: Path, option: str, power: float
+) -> None:
+    config = config_of(data, tmp_path, class_weights=option, mixup=0.2, cutmix=0.5)
+    loaded = load_data(config, lambda _: None)
+    made = Objective(config, loaded)
+    own = loaded.dataset.labels[loaded.train.indices]
+    weights = compute_class_weight("balanced", classes=np.unique(own), y=own) ** power
+    assert made.class_weights is not None and weights.std() > 0.05
+    np.testing.assert_allclose(made.class_weights.numpy()[np.unique(own)], weights, rtol=1e-6)
+    mixing = made.mixing()
+    assert mixing is not None and (mixing.mixup, mixing.cutmix) == (0.2, 0.5)
 
 
 @pytest.mark.usefixtures("plain_figures")
