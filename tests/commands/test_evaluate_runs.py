@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -13,15 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
+from maskcls.checkpoints import read_manifest
 from maskcls.commands import evaluate, infer, train
 from maskcls.data.profiles import read_profiles
 from maskcls.data.runs import labelled_pictures
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
-from maskcls.images import content_digest
-from maskcls.labels import ATTRIBUTES
+from maskcls.images import content_digest, read_image
+from maskcls.labels import ATTRIBUTES, MULTI
 from maskcls.training import handlers
 from tests.seen import add_seen
 
@@ -109,6 +113,36 @@ def test_the_score_is_that_of_labelling_these_people(
     assert {Path(name).name for name in shown} <= {Path(name).name for name in wrong}
     assert text.count("<img ") >= 2 * len(shown)  # a network each, or both, were wrong
     assert text.count("<svg ") == 4 + 2 * 2
+
+
+def test_each_caption_stands_below_its_picture(
+    data: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    assert evaluate.main([str(runs[0]), str(runs[1]), "--report", str(page)]) == 0
+    spec = read_manifest(runs[0] / "best.pt").preprocess
+    paths = {f"{path.parent.name}/{path.name}": path for path in data.rglob("images/*/*.*")}
+    faces = {name: _pixels(spec.resize(read_image(path))) for name, path in paths.items()}
+    labels = {
+        f"{path.parent.name}/{path.name}": label
+        for path, label in labelled_pictures(read_profiles(data))
+    }
+    figures = re.findall(
+        r'base64,([^"]+)"[^>]*><img[^>]*>(?:<img[^>]*>)?</div><figcaption>([^(]+) \(.*?\) → .*?'
+        r"<br>([^<]+)",
+        page.read_text("utf-8"),
+    )
+    assert len(figures) > 1
+    for data_of_picture, truth, name in figures:
+        assert html.unescape(truth) == MULTI.class_names[labels[html.unescape(name)]]
+        with Image.open(io.BytesIO(base64.b64decode(data_of_picture))) as image:
+            shown = _pixels(image)
+        nearest = min(faces, key=lambda each: float(np.abs(shown - faces[each]).mean()))
+        assert nearest == html.unescape(name)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.float64)
 
 
 def test_runs_are_held_against_others_on_the_same_people(
