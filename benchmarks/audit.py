@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, inst
 from benchmarks.shared import processor, require_positive, write_figures
 from maskcls.commands._run import guarded
 from maskcls.errors import ConfigError
-from maskcls.labels import ATTRIBUTES
+from maskcls.labels import AGE_BOUNDS, ATTRIBUTES
 from maskcls.runtime.engines import usable_cores
 
 if TYPE_CHECKING:
@@ -202,7 +202,8 @@ def score(group: Path, attribute: str, wrong: Sequence[Fix], folder: Path) -> di
     from maskcls.evaluation.audit import audit_labels, chosen, write_ranking
     from maskcls.evaluation.oof import read_oof
 
-    audit = audit_labels([read_oof(group)])
+    table = read_oof(group)
+    audit = audit_labels([table])
     write_ranking(audit, folder / f"ranking_{attribute}.csv")
     ranking = audit.rankings[attribute]
     targets = {fix.target for fix in wrong if fix.field == attribute}
@@ -213,26 +214,33 @@ def score(group: Path, attribute: str, wrong: Sequence[Fix], folder: Path) -> di
         "wrong": len(targets),
         "found": len(targets & first),
         "recall": len(targets & first) / len(targets),
-        "blind_recall": blind_recall(ranking, attribute, targets),
+        "blind_recall": blind_recall(ranking, attribute, targets, table.years),
         "proposed": len(proposed),
         "proposed_wrong": len(targets & proposed),
         "accuracy": accuracy(audit, attribute, wrong),
     }
 
 
-def blind_recall(ranking: Sequence[Finding], attribute: str, targets: Collection[str]) -> float:
+def blind_recall(
+    ranking: Sequence[Finding], attribute: str, targets: Collection[str], years: Sequence[int]
+) -> float:
     """The recall of answers that say nothing: for everybody the shares of the labels. Who has a
-    rare label comes first then, and more of those are wrong."""
+    rare label comes first then, and more of those are wrong. `years`: the first of each step in
+    which ages are answered, none where only groups are."""
     import numpy as np
 
-    from maskcls.evaluation.label_errors import age_agreement, judge
+    from maskcls.evaluation.label_errors import age_agreement
 
-    labels = np.array([finding.label for finding in ranking])
-    shares = np.bincount(labels, minlength=len(ATTRIBUTES[attribute])) / len(labels)
-    agreement = None
     if attribute == "age":
-        agreement = age_agreement(np.array([finding.profile.age for finding in ranking]))
-    doubt = judge(np.tile(shares, (len(labels), 1)), labels, agreement).doubt.round(9)
+        years = years or (0, *AGE_BOUNDS)
+        ages = np.array([finding.profile.age for finding in ranking])
+        labels = np.searchsorted(years, ages, side="right") - 1
+        agreement = age_agreement(ages, years)
+    else:
+        labels = np.array([finding.label for finding in ranking])
+        agreement = np.eye(len(ATTRIBUTES[attribute]))[labels]
+    shares = np.bincount(labels, minlength=agreement.shape[1]) / len(labels)
+    doubt = (1 - agreement @ shares).round(9)
     wrong = np.array([finding.target in targets for finding in ranking])
     count = math.ceil(FIRST * len(labels))
     last = np.sort(doubt)[-count]  # those with the same doubt are in no order

@@ -24,7 +24,9 @@ from maskcls.evaluation.label_errors import (
     calibrate_to_labels,
     find_swaps,
     judge,
+    median_ages,
     pool,
+    refine_ages,
 )
 from maskcls.evaluation.oof import OofTable
 from maskcls.files import replacing, write_rows
@@ -53,6 +55,7 @@ class Finding:
     pictures: tuple[tuple[Path, float], ...]  # that were answered, and the label's probability
     contradicted: bool
     why: str
+    answer_age: int | None = None  # years that were answered, where they are known
     swapped_with: str | None = None  # the target whose label it has
 
     @property
@@ -121,9 +124,9 @@ def propose(audit: Audit, findings: Sequence[Finding]) -> list[Fix]:
     table for `maskcls-data check` and for training. A finding that takes an earlier one back
     leaves neither of them.
 
-    The new age can only be a guess: the median of the people labelled with that group. Nothing is
-    proposed for people with two labels in two data folders, nor for names that are no UTF-8: a
-    table of fixes cannot name them.
+    The new age can only be a guess: the years that were answered, or where only groups were, the
+    median of the people labelled with that group. Nothing is proposed for people with two labels in
+    two data folders, nor for names that are no UTF-8: a table of fixes cannot name them.
     """
     table = {(nfc(fix.target), fix.field): fix for fix in audit.fixes}
     ambiguous = _labelled_twice(audit)
@@ -176,6 +179,8 @@ class _Row:
     picture: Picture
     label: int  # classes of the attribute
     probabilities: np.ndarray  # (C,) of the attribute
+    years: tuple[int, ...] = ()  # (S) the first of each step of ages, where those were answered
+    ages: np.ndarray | None = None  # (S,) their probabilities
 
 
 class _People:
@@ -228,8 +233,10 @@ def _collect(one: OofTable, people: _People, rows: dict[str, list[_Row]]) -> Non
                 f"corrections that {provenance_path(one.file).name} names; train anew"
             )
         for attribute, digit in one.task.decode(label).items():
-            probabilities = marginals[attribute][number]
-            rows[attribute].append(_Row(profile, picture, digit, probabilities))
+            row = _Row(profile, picture, digit, marginals[attribute][number])
+            if attribute == "age" and one.ages is not None:
+                row = replace(row, years=one.years, ages=one.ages[number])
+            rows[attribute].append(row)
 
 
 def _label(task: Task, profile: Profile, picture: Picture) -> int:
@@ -259,9 +266,11 @@ def _rank(
     firsts = [rows[numbers[0]] for numbers in members]
     labels = np.array([row.label for row in firsts])
     logits = pool(np.stack([row.probabilities for row in rows]), whose, len(members))
-    ages = np.array([row.profile.age for row in firsts])
-    agreement = age_agreement(ages) if attribute == "age" else None
-    judgement = judge(calibrate_to_labels(logits, labels), labels, agreement)
+    probabilities = calibrate_to_labels(logits, labels)
+    ages = _judge_ages(rows, whose, firsts, probabilities) if attribute == "age" else None
+    judgement = judge(probabilities, labels, None if ages is None else ages.support)
+    if ages is not None:  # years rank; that the group is wrong is a matter of groups
+        judgement = replace(judgement, doubt=ages.doubt)
     findings = [
         _finding(
             attribute,
@@ -269,7 +278,7 @@ def _rank(
             fact,
             row,
             [rows[number] for number in members[fact]],
-            0.0 if agreement is None else float(agreement[fact, judgement.rival[fact]]),
+            ages,
         )
         for fact, row in enumerate(firsts)
     ]
@@ -290,6 +299,33 @@ def _rank(
     return sorted(findings, key=lambda finding: (-finding.doubt, finding.target))
 
 
+@dataclass(frozen=True, eq=False)
+class _Ages:
+    """What is answered about the ages of N people."""
+
+    support: np.ndarray  # (N,) of their labels as groups
+    doubt: np.ndarray  # (N,) of their labels as years, where those were answered
+    agreement: np.ndarray  # (N, 3) of the groups with the labelled ages
+    answered: np.ndarray | None  # (N, 3) years: the median of each group; None: not known
+
+
+def _judge_ages(
+    rows: Sequence[_Row], whose: np.ndarray, firsts: Sequence[_Row], probabilities: np.ndarray
+) -> _Ages:
+    """`probabilities` (N, 3), calibrated, of the groups. Finer ages count where all answers have
+    them, in the same steps."""
+    labelled = np.array([row.profile.age for row in firsts])
+    agreement = age_agreement(labelled)
+    support = (probabilities * agreement).sum(axis=1)
+    steps = [row.ages for row in rows if row.ages is not None]
+    years = firsts[0].years
+    if len(steps) < len(rows) or any(row.years != years for row in rows):
+        return _Ages(support, np.clip(1 - support, 0, 1), agreement, None)
+    shares = refine_ages(probabilities, pool(np.stack(steps), whose, len(firsts)), years)
+    doubt = np.clip(1 - (shares * age_agreement(labelled, years)).sum(axis=1), 0, 1)
+    return _Ages(support, doubt, agreement, median_ages(shares, years))
+
+
 def _target(attribute: str, row: _Row) -> str:
     """What the label is of, as a table of fixes names it."""
     person = row.profile.folder.name
@@ -302,9 +338,8 @@ def _finding(
     fact: int,
     row: _Row,
     rows: Sequence[_Row],
-    agreement: float,
+    ages: _Ages | None,
 ) -> Finding:
-    """`agreement`: of the answer with a labelled age."""
     label, answer = row.label, int(judgement.rival[fact])
     own, other = (float(judgement.probabilities[fact, each]) for each in (label, answer))
     names = ATTRIBUTES[attribute]
@@ -312,11 +347,16 @@ def _finding(
     shown: dict[Path, list[float]] = {}  # several trainings may have answered a picture
     for each in rows:
         shown.setdefault(each.picture.path, []).append(float(each.probabilities[label]))
-    why = f"answered {names[answer]} with {other:.2f}, {names[label]} with {own:.2f}"
+    answer_age = None
+    if ages is not None and ages.answered is not None:
+        answer_age = int(ages.answered[fact, answer])
+    about = "" if answer_age is None else f" (about {answer_age})"
+    why = f"answered {names[answer]}{about} with {other:.2f}, {names[label]} with {own:.2f}"
     if not of_picture:
         why += f", on {len(shown)} {'pictures' if len(shown) > 1 else 'picture'}"
-    if agreement >= 0.01:
-        why += f"; a labelled age of {row.profile.age} agrees with that to {agreement:.0%}"
+    if ages is not None and ages.agreement[fact, answer] >= 0.01:
+        share = ages.agreement[fact, answer]
+        why += f"; a labelled age of {row.profile.age} agrees with that to {share:.0%}"
     return Finding(
         attribute,
         _target(attribute, row),
@@ -330,6 +370,7 @@ def _finding(
         tuple((path, statistics.fmean(values)) for path, values in shown.items()),
         bool(judgement.contradicted[fact]),
         why,
+        answer_age,
     )
 
 
@@ -376,6 +417,9 @@ def _new_value(audit: Audit, finding: Finding) -> tuple[str, str]:
     """What the label should be, in a table of fixes, and a note on it."""
     if finding.attribute != "age":
         return _name(finding.attribute, finding.answer), ""
+    if finding.answer_age is not None:
+        guess = f"{finding.answer_age} is what was answered"
+        return str(finding.answer_age), f"; {guess}: put the true age if you know it"
     ages = list(_good_ages(audit, finding.answer))
     new = statistics.median_low(ages)
     return str(new), f"; {new} is the median age of that group: put the true one if you know it"

@@ -26,6 +26,9 @@ ROUNDS = 30
 AGREEMENT_DEVIATION = 2.0
 """Of the normal curve, in years, by which a labelled age agrees with the group beyond a border: one
 year from it 0.88, three years 0.32, five years 0.04. Faces tell an age to some years at best."""
+OWN_GROUP = 0.5
+"""By which a labelled age agrees with other ages of its group, at least: a label that is years off
+and right as a group."""
 ONE_AGE = 10
 """People of a group, at least, whose one common age stands for the group and tells no years: in the
 competition's data everybody of the oldest group is 60, which would lie a year from the border."""
@@ -75,22 +78,21 @@ def calibrate_to_labels(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def judge(
-    probabilities: np.ndarray, labels: np.ndarray, agreement: np.ndarray | None = None
+    probabilities: np.ndarray, labels: np.ndarray, support: np.ndarray | None = None
 ) -> Judgement:
-    """`probabilities`: from `calibrate_to_labels`. `agreement` (N, C), 0..1: how far each class
-    agrees with a fact's label; 1 for the label itself. Without it no other class agrees.
+    """`probabilities`: from `calibrate_to_labels`. `support` (N,), 0..1: of each label, by default
+    its own probability.
 
-    A label's support is the sum of the probabilities, each as far as its class agrees. A label is
-    contradicted where its rival reaches its threshold, the mean probability of that class over
-    those who are labelled so, and the support is below one half.
+    A label is contradicted where its rival reaches its threshold, the mean probability of that
+    class over those who are labelled so, and its support is below one half.
     """
     rows = np.arange(len(labels))
-    if agreement is None:
-        agreement = np.eye(probabilities.shape[1])[labels]
+    if support is None:
+        support = probabilities[rows, labels]
     others = probabilities.copy()
     others[rows, labels] = -1
     rival = others.argmax(axis=1)
-    doubt = np.clip(1 - (probabilities * agreement).sum(axis=1), 0, 1)
+    doubt = np.clip(1 - support, 0, 1)
     sure = probabilities[rows, rival] >= thresholds(probabilities, labels)[rival]
     return Judgement(probabilities, doubt, rival, sure & (doubt > 0.5))
 
@@ -105,18 +107,61 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return means
 
 
-def age_agreement(ages: np.ndarray) -> np.ndarray:
-    """Labelled ages in whole years (N,) → how far each age group agrees with them (N, 3), 0..1: 1
-    for their own, and less the more years lie between the age and the group; see
-    `AGREEMENT_DEVIATION`, and for whom no other group agrees `ONE_AGE`."""
-    first = np.array((-np.inf, *AGE_BOUNDS))  # of each group
-    last = np.array((*AGE_BOUNDS, np.inf)) - 1
-    years = np.maximum(np.maximum(first - ages[:, None], ages[:, None] - last), 0)
-    agreement: np.ndarray = np.exp(-((years / AGREEMENT_DEVIATION) ** 2) / 2)
-    for own in (years == 0).T:
-        if own.sum() >= ONE_AGE and np.ptp(ages[own]) == 0:
-            agreement[own] = years[own] == 0
+def age_agreement(ages: np.ndarray, years: Sequence[int] = (0, *AGE_BOUNDS)) -> np.ndarray:
+    """Labelled ages in whole years (N,) → how far each step of ages agrees with them (N, S), 0..1:
+    1 for their own, and less the more years lie between the age and the step; see
+    `AGREEMENT_DEVIATION`, `OWN_GROUP`, and for whom no other group agrees `ONE_AGE`.
+
+    `years` (S): the first of each step; the borders of the groups are among them. By default the
+    steps are the groups.
+    """
+    first = np.array((-np.inf, *years[1:]))  # of each step
+    last = np.array((*years[1:], np.inf)) - 1
+    between = np.maximum(np.maximum(first - ages[:, None], ages[:, None] - last), 0)
+    groups = age_groups(ages)
+    own = groups[:, None] == age_groups(np.array(years))  # (N, S)
+    agreement: np.ndarray = np.exp(-((between / AGREEMENT_DEVIATION) ** 2) / 2)
+    agreement = np.maximum(agreement, OWN_GROUP * own)
+    for group in range(len(AGE_BOUNDS) + 1):
+        alike = groups == group
+        if alike.sum() >= ONE_AGE and np.ptp(ages[alike]) == 0:
+            agreement[alike] = own[alike]
     return agreement
+
+
+def age_groups(ages: np.ndarray) -> np.ndarray:
+    """Whole years (N,) → the classes of their groups (N,)."""
+    found: np.ndarray = np.searchsorted(AGE_BOUNDS, ages, side="right")
+    return found
+
+
+def refine_ages(probabilities: np.ndarray, logits: np.ndarray, years: Sequence[int]) -> np.ndarray:
+    """Calibrated probabilities of the age groups (N, 3), each shared out among its steps as their
+    logits (N, S) say: (N, S). `years` (S): the first of each step."""
+    groups = age_groups(np.array(years))
+    shares = np.empty_like(logits)
+    for group in range(probabilities.shape[1]):
+        own = groups == group
+        shares[:, own] = softmax(logits[:, own]) * probabilities[:, group, None]
+    return shares
+
+
+def median_ages(shares: np.ndarray, years: Sequence[int]) -> np.ndarray:
+    """Probabilities of steps of ages (N, S) → the middle of the step in which the median of each
+    group lies: whole years (N, 3). The last step has no end; its first year stands for it."""
+    groups = age_groups(np.array(years))
+    middles = np.array(
+        [
+            (one + other - 1) // 2
+            for one, other in zip(years, (*years[1:], years[-1] + 1), strict=True)
+        ]
+    )
+    found = np.empty((len(shares), len(AGE_BOUNDS) + 1), dtype=np.int64)
+    for group in range(found.shape[1]):
+        own = groups == group
+        below = shares[:, own].cumsum(axis=1)
+        found[:, group] = middles[own][(below >= below[:, -1:] / 2).argmax(axis=1)]
+    return found
 
 
 @dataclass(frozen=True)

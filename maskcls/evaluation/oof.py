@@ -5,7 +5,9 @@
 
 `path` is relative to the folder of `data_dir` that holds the people; `label` and `answer` are
 classes of the task that `oof.csv.json`, beside the table, names. There, too, are the corrections
-of labels that the trainings had.
+of labels that the trainings had. Columns `age_0,age_5,…` may follow, of networks that tell ages
+finer than by groups: how probable it is that somebody is as old as that or older, and younger than
+the next of them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 from maskcls.data.fixes import Fix, fields_of
 from maskcls.data.profiles import nfc
 from maskcls.errors import ConfigError, DataError
-from maskcls.labels import Task, get_task
+from maskcls.labels import AGE_BOUNDS, Task, get_task
 from maskcls.provenance import provenance_path
 
 OOF_FILE = "oof.csv"
@@ -44,6 +46,10 @@ class OofTable:
     lines: tuple[int, ...]  # (N) where each stands in the file
     labels: np.ndarray  # (N,) int, classes of the task
     probabilities: np.ndarray  # (N, C) float64, rows sum to 1
+    years: tuple[
+        int, ...
+    ] = ()  # (S) the first of each step in which ages are told; none: they are not
+    ages: np.ndarray | None = None  # (N, S) float64, rows sum to 1
 
     def where(self, row: int) -> str:
         """A row, for messages."""
@@ -60,13 +66,14 @@ def read_oof(path: Path) -> OofTable:
     path = path / OOF_FILE if path.is_dir() else path
     task, fixes = _read_description(provenance_path(path))
     probability_columns = [f"p_{label}" for label in range(task.num_classes)]
-    data_dirs, paths, lines, labels, rows = [], [], [], [], []
+    data_dirs, paths, lines, labels, rows, ages = [], [], [], [], [], []
     first_lines: dict[tuple[str, str], int] = {}
     try:
         # surrogateescape: a folder's name that is no UTF-8 stands in it as it lies on the disk.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             _check_header(path, task, reader.fieldnames or (), probability_columns)
+            age_columns = _age_columns(path, task, reader.fieldnames or ())
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():
@@ -83,6 +90,8 @@ def read_oof(path: Path) -> OofTable:
                 lines.append(reader.line_num)
                 labels.append(_whole(row, "label", where, task.num_classes))
                 rows.append(_probabilities([row[name] for name in probability_columns], where))
+                if age_columns:
+                    ages.append(_probabilities([row[name] for name in age_columns], where))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except csv.Error as error:
@@ -98,6 +107,8 @@ def read_oof(path: Path) -> OofTable:
         tuple(lines),
         np.array(labels, dtype=np.int64),
         np.array(rows),
+        tuple(age_columns.values()),
+        np.array(ages) if ages else None,
     )
 
 
@@ -135,6 +146,21 @@ def _check_header(
             f"{path}, line 1: {wrong}; of the task {task.name}, which has {task.num_classes} "
             f"classes, it needs {','.join(COLUMNS)},p_0…p_{task.num_classes - 1}"
         )
+
+
+def _age_columns(path: Path, task: Task, header: Sequence[str]) -> dict[str, int]:
+    """Column → the first year of its step; none where the table has no such columns, or the task no
+    ages."""
+    if "age" not in task.attributes:
+        return {}
+    found = {name: int(name[4:]) for name in header if re.fullmatch("age_[0-9]{1,3}", name)}
+    years = list(found.values())
+    if found and (years[0] != 0 or sorted(set(years)) != years or not {*AGE_BOUNDS} <= {*years}):
+        raise DataError(
+            f"{path}, line 1: the columns {', '.join(found)} do not begin with age_0, ascend, and "
+            f"have {' and '.join(f'age_{bound}' for bound in AGE_BOUNDS)} among them"
+        )
+    return found
 
 
 def _picture(row: dict[str, str], where: str) -> str:

@@ -22,6 +22,7 @@ from maskcls.classifier import BEST, TorchClassifier
 from maskcls.data.profiles import Profile, locate
 from maskcls.data.runs import data_folders, labelled_pictures, people_of_run, split_beside
 from maskcls.data.splits import encode_table, people_of
+from maskcls.data.targets import AGE_STEPS
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.oof import COLUMNS, OOF_FILE
 from maskcls.evaluation.people import Interval, intervals
@@ -30,6 +31,7 @@ from maskcls.files import write_atomic, write_rows
 from maskcls.folds import fold_folders
 from maskcls.labels import Task, combine, require_all_attributes, softmax
 from maskcls.manifest import Manifest
+from maskcls.models import answer_steps
 from maskcls.provenance import ModelFile, Provenance, fingerprint, names_all, write_provenance
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
@@ -52,6 +54,7 @@ class OutOfFold:
     folds: np.ndarray  # (N,) int, which fold's network answered
     labels: np.ndarray  # (N,) int, classes of the task
     probabilities: np.ndarray  # (N, C) float32
+    ages: np.ndarray | None  # (N, S) float32, of the steps of `AGE_STEPS`; None: not learnt
     multi_labels: np.ndarray  # (N,) int, of the 18 classes
     provenance: Provenance
 
@@ -103,6 +106,7 @@ class _Answered:
     owner: Profile
     multi_label: int  # of the 18 classes
     probabilities: np.ndarray  # (C,)
+    ages: np.ndarray | None  # (S,) of the steps in which ages were learnt
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +143,7 @@ def answer_out_of_fold(
         say(f"warning: {unreadable} unreadable pictures are skipped")
     known = seen > 0 or all(fold.tells_all for fold in folds)
     multi_labels = np.array([picture.multi_label for picture in answered])
+    ages = [picture.ages for picture in answered if picture.ages is not None]
     found = OutOfFold(
         group=group,
         manifests=tuple(fold.manifest for fold in folds),
@@ -149,6 +154,7 @@ def answer_out_of_fold(
         folds=np.repeat(np.arange(len(folds)), [len(fold.answered) for fold in folds]),
         labels=folds[0].manifest.get_task().from_multi(multi_labels),
         probabilities=np.stack([picture.probabilities for picture in answered]),
+        ages=np.stack(ages) if len(ages) == len(answered) else None,
         multi_labels=multi_labels,
         provenance=Provenance(
             len(answered),
@@ -172,6 +178,7 @@ def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
     engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
     profiles = people_of_run(checkpoint, manifest, "val")
     _refuse_seen(checkpoint, engine, profiles)
+    steps = answer_steps(engine.network(0))
     roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
     owners = {picture.path: p for p in profiles for picture in p.pictures}
     labels = dict(labelled_pictures(profiles))
@@ -184,11 +191,16 @@ def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
             if good:
                 pixels = np.stack([picture.pixels[0] for picture in good])
                 probabilities = softmax(engine.logits(0, pixels))
-                for picture, shares in zip(good, probabilities, strict=True):
+                ages: Sequence[np.ndarray | None] = [None] * len(good)
+                if steps is not None:
+                    ages = list(probabilities)
+                    starts = np.cumsum((0, *steps[:-1]))
+                    probabilities = np.add.reduceat(probabilities, starts, axis=1)
+                for picture, shares, years in zip(good, probabilities, ages, strict=True):
                     path = picture.source.path
                     owner = owners[path]
                     place = roots[owner.folder.parent], f"{owner.folder.name}/{path.name}"
-                    answered.append(_Answered(place, path, owner, labels[path], shares))
+                    answered.append(_Answered(place, path, owner, labels[path], shares, years))
             seen += sum(picture.seen for picture in good)
             bar.update(len(batch))
     return _Fold(
@@ -204,17 +216,21 @@ def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
 def write_out_of_fold(found: OutOfFold) -> Path:
     """Writes `oof.csv`, and beside it how it was made; returns its path."""
     classes = range(found.task.num_classes)
-    rows: list[Sequence[object]] = [(*COLUMNS, *(f"p_{label}" for label in classes))]
-    for place, person, fold, label, answer, shares in zip(
+    years = () if found.ages is None else (0, *AGE_STEPS)
+    columns = (*(f"p_{label}" for label in classes), *(f"age_{first}" for first in years))
+    rows: list[Sequence[object]] = [(*COLUMNS, *columns)]
+    ages = np.empty((len(found.places), 0)) if found.ages is None else found.ages
+    for place, person, fold, label, answer, shares, of_years in zip(
         found.places,
         found.people,
         found.folds.tolist(),
         found.labels.tolist(),
         found.answers.tolist(),
         found.probabilities,
+        ages,
         strict=True,
     ):
-        rows.append((*place, person, fold, label, answer, *map(str, shares)))
+        rows.append((*place, person, fold, label, answer, *map(str, (*shares, *of_years))))
     text = io.StringIO()
     write_rows(text, rows)
     file = found.group / OOF_FILE

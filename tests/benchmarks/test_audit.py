@@ -65,12 +65,21 @@ def test_figures_are_those_of_the_ranking(
         assert names == {"folds.yaml", "fold0", "fold1", "oof.csv", "oof.csv.json"}
 
 
-def test_answers_that_say_nothing_find_rare_labels_first() -> None:
-    """Of 40 people 10 are labelled female, 2 of them wrongly, as is one of the others."""
-
-    ranking: Any = [SimpleNamespace(target=f"{n:02}", label=int(n < 10)) for n in range(40)]
+@pytest.mark.parametrize(
+    ("attribute", "years"), [("gender", ()), ("age", ()), ("age", (0, 20, 30, 45, 60, 70))]
+)
+def test_answers_that_say_nothing_find_rare_labels_first(
+    attribute: str, years: tuple[int, ...]
+) -> None:
+    """Of 40 people 10 are labelled female or 65, 2 of them wrongly, as is one of the others."""
+    ranking: Any = [
+        SimpleNamespace(
+            target=f"{n:02}", label=int(n < 10), profile=SimpleNamespace(age=65 if n < 10 else 40)
+        )
+        for n in range(40)
+    ]
     # The first 4 of the ranking are of the 10, with no order among these: 4 / 10 of the 2.
-    found = blind_recall(ranking, "gender", {"03", "07", "20"})
+    found = blind_recall(ranking, attribute, {"03", "07", "20"}, years)
     assert found == pytest.approx(2 * 4 / 10 / 3)
 
 

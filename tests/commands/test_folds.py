@@ -30,6 +30,7 @@ from maskcls.data.fixes import Fix, write_fixes
 from maskcls.data.profiles import read_profiles
 from maskcls.data.sample import make_sample
 from maskcls.data.splits import people_of, read_split
+from maskcls.data.targets import AGE_STEPS
 from maskcls.devices import resolve_precision
 from maskcls.evaluation import out_of_fold
 from maskcls.evaluation.folds_report import report_folds
@@ -37,8 +38,9 @@ from maskcls.evaluation.report import Report, write_report
 from maskcls.files import file_digest
 from maskcls.folds import read_group
 from maskcls.images import content_digest, read_image
-from maskcls.labels import ATTRIBUTES, TASKS, softmax
+from maskcls.labels import AGE_BOUNDS, ATTRIBUTES, TASKS, softmax
 from maskcls.manifest import Manifest
+from maskcls.models import answer_steps
 from maskcls.provenance import fingerprint, read_provenance
 from maskcls.training import handlers
 from maskcls.training.folds import start_group
@@ -299,7 +301,8 @@ def test_each_person_is_answered_by_the_network_that_has_not_seen_them(
         task = TASKS[group.parent.name]
         rows = table_of(group)
         columns = ["data_dir", "path", "person", "fold", "label", "answer"]
-        assert list(rows[0]) == [*columns, *(f"p_{i}" for i in range(task.num_classes))]
+        columns += [f"p_{i}" for i in range(task.num_classes)]
+        assert list(rows[0])[: len(columns)] == columns
         assert len(rows) == len({row["path"] for row in rows}) == 13 * 7
         assert {row["data_dir"] for row in rows} == {str(data)}
         networks = [
@@ -463,6 +466,31 @@ def test_a_report_of_everybody(
         assert row["label"] != row["answer"]
         heat = own.grad_cam(0, pixels[None], np.array([int(row["answer"])]))[0]
         np.testing.assert_allclose(view.heat, heat, atol=1e-5)
+
+
+def test_finer_ages_stand_beside_the_answers(groups: list[Path]) -> None:
+    columns = [f"age_{first}" for first in (0, *AGE_STEPS)]
+    assert not [name for name in table_of(groups[0])[0] if name.startswith("age_")]
+    rows = table_of(groups[1])
+    assert [name for name in rows[0] if name.startswith("age_")] == columns
+    for fold in range(FOLDS):
+        [row, *_] = [row for row in rows if row["fold"] == str(fold)]
+        steps = np.array([float(row[name]) for name in columns])
+        answered = [float(row[f"p_{label}"]) for label in range(3)]
+        borders = [columns.index(f"age_{first}") for first in (0, *AGE_BOUNDS)]
+        assert np.add.reduceat(steps, borders) == pytest.approx(answered, abs=1e-5)
+        network = TorchClassifier(
+            [groups[1] / f"fold{fold}" / "best.pt"],
+            torch.device("cpu"),
+            complete=False,
+            calibrated=False,
+        )
+        image = read_image(Path(row["data_dir"], "images", row["path"]))
+        pixels = np.array(network.specs[0].resize(image))[None]
+        assert softmax(network.logits(0, pixels))[0] == pytest.approx(answered, abs=1e-5)
+        assert answer_steps(network.network(0)) is not None
+        assert softmax(network.logits(0, pixels))[0] == pytest.approx(steps, abs=1e-5)
+        assert answer_steps(network.network(0)) is None  # they are classes now
 
 
 def test_groups_in_another_order_are_scored_alike(groups: list[Path]) -> None:

@@ -52,17 +52,18 @@ def age_answers(
     pictures: int = 7,
     shared: float = 4.0,
     own: float = 4.0,
+    years: Sequence[int] = (0, *AGE_BOUNDS),
 ) -> np.ndarray:
-    """True ages (N,) in years → probabilities of the age groups (N, pictures, 3). `shared`, `own`:
-    deviations in years of how old people look."""
+    """True ages (N,) in years → probabilities of steps of ages (N, pictures, S). `shared`, `own`:
+    deviations in years of how old people look; `years`: the first of each step, by default of each
+    age group."""
     looks = ages[:, None] + rng.normal(0, shared, (len(ages), 1))
     looks = looks + rng.normal(0, own, (len(ages), pictures))
     shares = np.bincount(ages, minlength=len(YEARS)) / len(ages)
     likelihood = np.exp(-((looks[..., None] - YEARS) ** 2) / (2 * (shared**2 + own**2)))
     posterior = likelihood * (shares + 1e-6)
     posterior /= posterior.sum(axis=-1, keepdims=True)
-    groups = np.searchsorted(AGE_BOUNDS, YEARS, side="right")
-    return np.stack([posterior[..., groups == group].sum(axis=-1) for group in range(3)], axis=-1)
+    return np.add.reduceat(posterior, years, axis=-1)
 
 
 def answers(
@@ -95,22 +96,28 @@ def write_oof(
     labelled: Sequence[Profile],
     probabilities: Sequence[np.ndarray],
     fixes: Sequence[Fix] = (),
+    years: Sequence[int] = (),
+    ages: Sequence[np.ndarray] | None = None,
 ) -> Path:
     """An `oof.csv` with its JSON: people as they are labelled, their pictures' answers, and the
-    corrections behind the labels."""
+    corrections behind the labels. `years`, `ages`: the steps of ages and what is answered of them,
+    for each person (pictures, S)."""
     task = TASKS[task_name]
     rows: list[Sequence[object]] = [
         ("data_dir", "path", "person", "fold", "label", "answer")
         + tuple(f"p_{label}" for label in range(task.num_classes))
+        + tuple(f"age_{first}" for first in years)
     ]
-    for number, (person, shares) in enumerate(zip(labelled, probabilities, strict=True)):
-        for picture, row in zip(person.pictures, shares, strict=True):
+    if ages is None:
+        ages = [np.empty((len(person.pictures), 0)) for person in labelled]
+    for number, (person, shares, old) in enumerate(zip(labelled, probabilities, ages, strict=True)):
+        for picture, row, steps in zip(person.pictures, shares, old, strict=True):
             label = task.encode(mask=picture.mask, gender=person.gender, age=person.age_group)
             rows.append(
                 (
                     *(data_dir, f"{person.folder.name}/{picture.path.name}", person.person),
                     *(number % 5, int(label), int(row.argmax())),
-                    *(f"{share:.6f}" for share in row),
+                    *(f"{share:.6f}" for share in (*row, *steps)),
                 )
             )
     with file.open("w", encoding="utf-8", newline="") as table:

@@ -18,7 +18,7 @@ from maskcls.evaluation.audit import Audit, audit_labels, chosen, propose, write
 from maskcls.evaluation.gallery import read_thumbnails, render, write_gallery
 from maskcls.evaluation.oof import read_oof
 from maskcls.labels import TASKS, AgeLabels, GenderLabels, MaskLabels
-from tests.evaluation.synthetic import answers, write_oof
+from tests.evaluation.synthetic import age_answers, answers, write_oof
 from tests.evaluation.test_report import Page, widths_in_a_browser
 
 DataDir = Callable[..., Path]
@@ -123,6 +123,35 @@ def test_wrong_ages_get_the_median_of_their_group(data_dir: DataDir, tmp_path: P
     assert (fix.target, fix.field, fix.old) == (truth[0].folder.name, "age", "20")
     assert int(fix.new) == middle[(len(middle) - 1) // 2]
     assert "median age of that group" in fix.why
+
+
+def test_wrong_ages_get_the_years_that_were_answered(data_dir: DataDir, tmp_path: Path) -> None:
+    labelled = [18, 25, 28, 31, 38, 50, 55, 62, 66, 75] * 4
+    root = data_dir(len(labelled), ages=labelled)
+    people = read_profiles(root)
+    truth = labelled.copy()
+    truth[0], truth[5] = 47, 33  # labelled 18, and labelled 50: of the same group
+    years = (0, 10, 20, 30, 40, 45, 60, 70)
+    answers = age_answers(np.random.default_rng(0), np.array(truth), shared=2, own=1, years=years)
+    groups = np.add.reduceat(answers, [years.index(first) for first in (0, 30, 60)], axis=2)
+    own = write_oof(tmp_path / "own.csv", "age", root, people, groups, (), years, answers)
+    audit = audit_labels([read_oof(own)])
+    first, *others = audit.rankings["age"]
+    assert (first.target, first.answer_age) == (people[0].folder.name, 52)  # 45 to 59
+    assert "answered 30-59 (about 52) with" in first.why
+    [fix] = all_chosen(audit)
+    assert (fix.target, fix.new) == (first.target, "52")
+    assert "52 is what was answered: put the true age" in fix.why
+    # A wrong age of the right group is doubted next, and not contradicted.
+    assert others[0].target == people[5].folder.name
+    assert not others[0].contradicted
+
+    # Of another training only the groups are known: then of none more.
+    plain = write_oof(tmp_path / "plain.csv", "age", root, people, groups)
+    together = audit_labels([read_oof(own), read_oof(plain)]).rankings["age"]
+    alone = audit_labels([read_oof(plain)]).rankings["age"]
+    assert {one.answer_age for one in together} == {None}
+    assert [one.doubt for one in together] == pytest.approx([one.doubt for one in alone], abs=1e-4)
 
 
 def test_earlier_corrections_stay_or_are_taken_back(root: Path, tmp_path: Path) -> None:

@@ -3,15 +3,21 @@ imperfect in a known way; and what each step does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from maskcls.data.targets import AGE_STEPS
 from maskcls.evaluation.label_errors import (
     age_agreement,
+    age_groups,
     calibrate_to_labels,
     find_swaps,
     judge,
+    median_ages,
     pool,
+    refine_ages,
     thresholds,
 )
 from maskcls.labels import AGE_BOUNDS
@@ -19,16 +25,29 @@ from tests.evaluation.synthetic import age_answers, class_answers
 
 PEOPLE = 400
 SEEDS = range(6)
+GROUPS = (0, *AGE_BOUNDS)
 
 
-def doubts(
-    answers: np.ndarray, labels: np.ndarray, agreement: np.ndarray | None = None
-) -> np.ndarray:
-    """Probabilities (N, pictures, C) of people who are labelled so (N,) → doubts (N,)."""
+def pooled(answers: np.ndarray) -> np.ndarray:
+    """Probabilities (N, pictures, C) → logits (N, C)."""
     people, pictures, classes = answers.shape
-    owners = np.repeat(np.arange(people), pictures)
-    logits = pool(answers.reshape(-1, classes), owners, people)
-    return judge(calibrate_to_labels(logits, labels), labels, agreement).doubt
+    return pool(answers.reshape(-1, classes), np.repeat(np.arange(people), pictures), people)
+
+
+def doubts(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Probabilities (N, pictures, C) of people who are labelled so (N,) → doubts (N,)."""
+    return judge(calibrate_to_labels(pooled(answers), labels), labels).doubt
+
+
+def age_doubts(answers: np.ndarray, ages: np.ndarray, years: Sequence[int] = GROUPS) -> np.ndarray:
+    """Of people who are labelled with these ages (N,); the answers (N, pictures, S) are of these
+    steps of ages."""
+    labels, groups = age_groups(ages), age_groups(np.array(years))
+    answered = np.stack([answers[..., groups == group].sum(axis=-1) for group in range(3)], axis=-1)
+    probabilities = calibrate_to_labels(pooled(answered), labels)
+    shares = refine_ages(probabilities, pooled(answers), years)
+    support = (shares * age_agreement(ages, years)).sum(axis=1)
+    return judge(probabilities, labels, support).doubt
 
 
 def recall(doubt: np.ndarray, wrong: np.ndarray, share: float = 0.1) -> float:
@@ -59,22 +78,45 @@ def test_wrong_genders_come_first(seed: int, lean: tuple[float, ...]) -> None:
     assert recall(doubts(answers, np.where(wrong, 1 - truth, truth)), wrong) >= 0.7
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_wrong_ages_come_first(seed: int) -> None:
+def ages_of_people(rng: np.random.Generator) -> np.ndarray:
     """Half the people are 25 to 34, and 30 is a border: a wrong age is often nearly right."""
-    rng = np.random.default_rng(seed)
     ages = rng.gamma(5, 4.4, PEOPLE).astype(int) + 15
-    ages = np.where(rng.random(PEOPLE) < 0.1, rng.integers(60, 76, PEOPLE), ages).clip(18, 75)
-    groups = np.searchsorted(AGE_BOUNDS, ages, side="right")
-    answers = age_answers(rng, ages)
-    assert 0.7 < (answers.argmax(axis=2) == groups[:, None]).mean() < 0.9
-    wrong = made_wrong(rng)
-    labelled = ages.copy()
+    old = rng.random(PEOPLE) < 0.1
+    return np.where(old, rng.integers(60, 76, PEOPLE), ages).clip(18, 75)
+
+
+def ages_made_wrong(rng: np.random.Generator, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True ages (N,) → labelled ages, and which of them are wrong."""
+    groups, wrong, labelled = age_groups(ages), made_wrong(rng), ages.copy()
     for person in np.flatnonzero(wrong):
         group = rng.choice([each for each in range(3) if each != groups[person]])
         labelled[person] = rng.choice(ages[groups == group])
-    labels = np.searchsorted(AGE_BOUNDS, labelled, side="right")
-    assert recall(doubts(answers, labels, age_agreement(labelled)), wrong) >= 0.7
+    return labelled, wrong
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_wrong_ages_come_first(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ages = ages_of_people(rng)
+    answers = age_answers(rng, ages)
+    assert 0.7 < (answers.argmax(axis=2) == age_groups(ages)[:, None]).mean() < 0.9
+    labelled, wrong = ages_made_wrong(rng, ages)
+    assert recall(age_doubts(answers, labelled), wrong) >= 0.7
+
+
+def test_more_wrong_ages_come_first_where_answers_tell_years() -> None:
+    """Of people who look years older or younger than they are: a mean of 12 such draws."""
+    years = (0, *AGE_STEPS)
+    found: dict[Sequence[int], list[float]] = {GROUPS: [], years: []}
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        ages = ages_of_people(rng)
+        answers = age_answers(rng, ages, shared=6, years=years)
+        labelled, wrong = ages_made_wrong(rng, ages)
+        groups = np.add.reduceat(answers, [years.index(first) for first in GROUPS], axis=2)
+        for steps, given in ((GROUPS, groups), (years, answers)):
+            found[steps].append(recall(age_doubts(given, labelled, steps), wrong))
+    assert np.mean(found[years]) > np.mean(found[GROUPS]) + 0.05
 
 
 def test_doubt_of_answers_that_say_nothing_finds_nothing() -> None:
@@ -137,14 +179,15 @@ def test_a_label_is_contradicted_where_its_rival_is_as_sure_as_usual() -> None:
 def test_ages_agree_with_the_group_next_door() -> None:
     ages = np.array([20, 29, 30, 33, 45, 58, 60, 75])
     agreement = age_agreement(ages)
-    groups = np.searchsorted(AGE_BOUNDS, ages, side="right")
+    groups = age_groups(ages)
     assert (agreement[np.arange(len(ages)), groups] == 1).all()
     assert agreement[1, 1] == agreement[2, 0] > 0.8  # 29 and 30 look alike
     assert agreement[1, 1] > agreement[3, 0] > agreement[0, 1]
     assert agreement[0, 1] < 1e-4
     assert agreement[0, 2] == pytest.approx(0)
+    supports = age_agreement(np.array([29, 20])) @ [0.03, 0.95, 0.02]
     surely = np.tile([0.03, 0.95, 0.02], (2, 1))
-    close, far = judge(surely, np.zeros(2, dtype=int), age_agreement(np.array([29, 20]))).doubt
+    close, far = judge(surely, np.zeros(2, dtype=int), supports).doubt
     assert close < 0.3 < 0.9 < far
 
 
@@ -154,12 +197,41 @@ def test_one_age_for_a_whole_group_tells_no_years() -> None:
     agreement = age_agreement(ages)
     assert (agreement[:10] == [0, 0, 1]).all()
     assert agreement[10, 2] > 0.8 and agreement[11, 2] > 0.5
-    surely = np.tile([0.02, 0.97, 0.01], (2, 1))
-    doubt = judge(surely, np.full(2, 2), age_agreement(ages)[:2]).doubt
-    assert doubt == pytest.approx(0.99)
+    assert age_agreement(ages)[0] @ [0.02, 0.97, 0.01] == pytest.approx(0.01)
+    years = (0, 25, 30, 59, 60, 70)
+    assert (age_agreement(ages, years)[:10] == [0, 0, 0, 0, 1, 1]).all()
     # Of few people it may be chance, and of two ages it is none.
     for others in ([60] * 9, [60] * 10 + [61]):
         assert age_agreement(np.array([*others, 59]))[0, 1] > 0.8
+
+
+def test_ages_of_the_same_group_agree_by_half() -> None:
+    years = (0, 20, 28, 30, 40, 60)
+    young, border = age_agreement(np.array([22, 29]), years)
+    assert young.tolist()[1:3] == [1, 0.5]  # 28 is six years from 22
+    assert young[0] == 0.5  # 19 is three: more than by years alone
+    assert border.tolist()[:3] == [0.5, pytest.approx(0.607, abs=1e-3), 1]  # 27 is two from 29
+    assert border[3] == pytest.approx(0.882, abs=1e-3)  # 30 is one
+    assert border[4] < 1e-6
+
+
+def test_steps_share_out_what_their_group_has() -> None:
+    rng = np.random.default_rng(0)
+    years = (0, 10, 30, 60, 65)
+    groups = rng.dirichlet(np.ones(3), 50)
+    logits = rng.normal(0, 2, (50, 5))
+    shares = refine_ages(groups, logits, years)
+    assert np.add.reduceat(shares, [0, 2, 3], axis=1) == pytest.approx(groups)
+    ratio = np.exp(logits[:, 0] - logits[:, 1])
+    assert shares[:, 0] / shares[:, 1] == pytest.approx(ratio, rel=1e-4)
+    # Where groups are all there is, nothing changes.
+    assert refine_ages(groups, logits[:, :3], (0, *AGE_BOUNDS)) == pytest.approx(groups)
+
+
+def test_the_median_of_a_group_is_a_year_of_it() -> None:
+    years = (0, 10, 20, 30, 60, 70)
+    shares = np.array([[0.1, 0.1, 0.3, 0.2, 0.05, 0.25], [0.3, 0.1, 0.1, 0.3, 0.1, 0.1]])
+    assert median_ages(shares, years).tolist() == [[24, 44, 70], [4, 44, 64]]
 
 
 def test_swaps_are_pairs_of_one_person() -> None:

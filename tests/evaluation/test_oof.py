@@ -111,6 +111,39 @@ def test_bad_tasks(tmp_path: Path, text: str, reason: str) -> None:
         read_oof(table(tmp_path, HEADER, ROW, task=text))
 
 
+AGES = "data_dir,path,person,fold,label,answer,p_0,p_1,p_2"
+AGE_ROW = "data,a/mask1.jpg,a,0,1,0,0.5,0.25,0.25"
+
+
+def test_finer_ages(tmp_path: Path) -> None:
+    text = '{"task": "age"}'
+    plain = read_oof(table(tmp_path, AGES, AGE_ROW, task=text))
+    assert plain.years == () and plain.ages is None
+    columns = ",age_0,age_20,age_30,age_60"
+    row = AGE_ROW + ",0.125,0.375,0.25,0.25"
+    read = read_oof(table(tmp_path, AGES + columns, row, task=text))
+    assert read.years == (0, 20, 30, 60)
+    assert read.ages == pytest.approx(np.array([[0.125, 0.375, 0.25, 0.25]]))
+    # A task without ages has other columns of these names.
+    assert read_oof(table(tmp_path, HEADER + ",age_7", ROW + ",?")).years == ()
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "reason"),
+    [
+        ("age_0,age_30", "0.5,0.5", "line 1: the columns age_0, age_30 do not begin.*age_60 among"),
+        ("age_5,age_30,age_60", "0.5,0.5,0", "line 1: .*do not begin with age_0, ascend"),
+        ("age_0,age_60,age_30", "0.5,0.5,0", "line 1: the columns age_0, age_60, age_30"),
+        ("age_0,age_30,age_60", "0.5,0.5,0.5", "line 2: the probabilities sum to 1.5"),
+        ("age_0,age_30,age_60", "0.5,0.5,old", "line 2: could not convert"),
+    ],
+)
+def test_bad_finer_ages(tmp_path: Path, columns: str, cells: str, reason: str) -> None:
+    lines = f"{AGES},{columns}", f"{AGE_ROW},{cells}"
+    with pytest.raises(DataError, match=reason):
+        read_oof(table(tmp_path, *lines, task='{"task": "age"}'))
+
+
 def test_missing_files(tmp_path: Path) -> None:
     file = table(tmp_path, HEADER, ROW)
     (tmp_path / "oof.csv.json").unlink()
