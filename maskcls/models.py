@@ -146,18 +146,18 @@ class SummedLinear(nn.Linear):
         return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1)
 
 
-def answer_steps(model: nn.Module) -> tuple[int, ...] | None:
-    """Lets a network that learnt finer steps than its classes answer those, logits (N, sum(steps)).
+def answer_in_steps(model: nn.Module) -> tuple[int, ...] | None:
+    """Makes a network that learnt finer steps than its classes answer those: (N, sum(steps)).
 
     Returns how many of them make each class; None for a network that learnt none, which answers as
-    it did.
+    it did, as does an ensemble, whose members may have learnt other steps each.
     """
-    for module in model.modules():
-        if isinstance(module, SummedLinear) and any(count > 1 for count in module.steps):
-            steps = module.steps
-            module.steps = (1,) * sum(steps)
-            return steps
-    return None
+    heads = [module for module in model.modules() if isinstance(module, SummedLinear)]
+    if len(heads) != 1 or sum(heads[0].steps) == len(heads[0].steps):
+        return None
+    steps = heads[0].steps
+    heads[0].steps = (1,) * sum(steps)
+    return steps
 
 
 def model_args(

@@ -55,9 +55,10 @@ exit code: 0 nothing wrong or only warnings, 1 errors, 2 a wrong option
 
 AUDIT_EPILOG = """\
 oof.csv holds the answer to every picture of a network that was trained without its person, as
-maskcls-train --folds leaves it (data_dir,path,person,fold,label,answer,p_0,…), with oof.csv.json
-beside it. Gender and age are judged by all pictures of a person together, the mask by the picture;
-two pictures of a person whose mask labels look swapped are reported as a pair.
+maskcls-train --folds leaves it (data_dir,path,person,fold,label,answer,p_0,… and age_0,age_5,… of
+networks that learnt exact ages), with oof.csv.json beside it. Gender and age are judged by all
+pictures of a person together, the mask by the picture; two pictures of a person whose mask labels
+look swapped are reported as a pair.
 
 DIR then holds
   audit.html    what is contradicted, with pictures: look at it first

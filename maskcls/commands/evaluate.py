@@ -40,8 +40,9 @@ F1, and an interval of it, which is narrower than that of a score.
 
 Of a group of folds (maskcls-train --folds N) each person is answered by the one network that has
 not seen them. GROUP/oof.csv holds the answers, with the probabilities: data_dir,path,person,fold,
-label,answer,p_0,p_1,… with the classes of the task. These people chose the epochs of the network
-that answers them, so strangers are scored a little lower.
+label,answer,p_0,p_1,… with the classes of the task, and age_0,age_5,… of networks that learnt exact
+ages. These people chose the epochs of the network that answers them, so strangers are scored a
+little lower.
 
 examples:
   maskcls-infer    --model runs --images data/eval --out output.csv

@@ -19,12 +19,14 @@ from maskcls.data.fixes import PICTURE_FIELDS, Fix, apply_fixes
 from maskcls.data.profiles import Picture, Profile, nfc, read_profiles
 from maskcls.errors import DataError
 from maskcls.evaluation.label_errors import (
+    ONE_AGE,
     Judgement,
     age_agreement,
     calibrate_to_labels,
     find_swaps,
     judge,
-    median_ages,
+    median_steps,
+    middle_years,
     pool,
     refine_ages,
 )
@@ -124,9 +126,10 @@ def propose(audit: Audit, findings: Sequence[Finding]) -> list[Fix]:
     table for `maskcls-data check` and for training. A finding that takes an earlier one back
     leaves neither of them.
 
-    The new age can only be a guess: the years that were answered, or where only groups were, the
-    median of the people labelled with that group. Nothing is proposed for people with two labels in
-    two data folders, nor for names that are no UTF-8: a table of fixes cannot name them.
+    The new age can only be a guess: the years that were answered, or the median of the people
+    labelled with that group, where only groups were answered or all of these have one age. Nothing
+    is proposed for people with two labels in two data folders, nor for names that are no UTF-8: a
+    table of fixes cannot name them.
     """
     table = {(nfc(fix.target), fix.field): fix for fix in audit.fixes}
     ambiguous = _labelled_twice(audit)
@@ -269,7 +272,7 @@ def _rank(
     probabilities = calibrate_to_labels(logits, labels)
     ages = _judge_ages(rows, whose, firsts, probabilities) if attribute == "age" else None
     judgement = judge(probabilities, labels, None if ages is None else ages.support)
-    if ages is not None:  # years rank; that the group is wrong is a matter of groups
+    if ages is not None and ages.doubt is not None:
         judgement = replace(judgement, doubt=ages.doubt)
     findings = [
         _finding(
@@ -301,12 +304,13 @@ def _rank(
 
 @dataclass(frozen=True, eq=False)
 class _Ages:
-    """What is answered about the ages of N people."""
+    """What is answered about the ages of N people. Other years of the right group are a reason to
+    doubt a label, and none to contradict it: who trains, trains on groups."""
 
-    support: np.ndarray  # (N,) of their labels as groups
-    doubt: np.ndarray  # (N,) of their labels as years, where those were answered
-    agreement: np.ndarray  # (N, 3) of the groups with the labelled ages
-    answered: np.ndarray | None  # (N, 3) years: the median of each group; None: not known
+    support: np.ndarray  # (N,) of the labels, by the years of other groups
+    agreement: np.ndarray  # (N, 3) of what is answered in each group with the labelled ages
+    doubt: np.ndarray | None = None  # (N,) by all years; None where only groups were answered
+    answered: np.ndarray | None = None  # (N, 3) years: the median of each group
 
 
 def _judge_ages(
@@ -315,15 +319,21 @@ def _judge_ages(
     """`probabilities` (N, 3), calibrated, of the groups. Finer ages count where all answers have
     them, in the same steps."""
     labelled = np.array([row.profile.age for row in firsts])
-    agreement = age_agreement(labelled)
-    support = (probabilities * agreement).sum(axis=1)
     steps = [row.ages for row in rows if row.ages is not None]
     years = firsts[0].years
     if len(steps) < len(rows) or any(row.years != years for row in rows):
-        return _Ages(support, np.clip(1 - support, 0, 1), agreement, None)
+        agreement = age_agreement(labelled)
+        return _Ages((probabilities * agreement).sum(axis=1), agreement)
     shares = refine_ages(probabilities, pool(np.stack(steps), whose, len(firsts)), years)
-    doubt = np.clip(1 - (shares * age_agreement(labelled, years)).sum(axis=1), 0, 1)
-    return _Ages(support, doubt, agreement, median_ages(shares, years))
+    agreement = age_agreement(labelled, years, own_group=1)
+    doubt = 1 - (shares * age_agreement(labelled, years)).sum(axis=1)
+    medians = median_steps(shares, years)
+    return _Ages(
+        (shares * agreement).sum(axis=1),
+        np.take_along_axis(agreement, medians, axis=1),
+        np.clip(doubt, 0, 1),
+        middle_years(years)[medians],
+    )
 
 
 def _target(attribute: str, row: _Row) -> str:
@@ -350,7 +360,9 @@ def _finding(
     answer_age = None
     if ages is not None and ages.answered is not None:
         answer_age = int(ages.answered[fact, answer])
-    about = "" if answer_age is None else f" (about {answer_age})"
+    contradicted = bool(judgement.contradicted[fact])
+    # Of a group that is hardly answered, the years say nothing.
+    about = f" (about {answer_age})" if contradicted and answer_age is not None else ""
     why = f"answered {names[answer]}{about} with {other:.2f}, {names[label]} with {own:.2f}"
     if not of_picture:
         why += f", on {len(shown)} {'pictures' if len(shown) > 1 else 'picture'}"
@@ -368,7 +380,7 @@ def _finding(
         own,
         other,
         tuple((path, statistics.fmean(values)) for path, values in shown.items()),
-        bool(judgement.contradicted[fact]),
+        contradicted,
         why,
         answer_age,
     )
@@ -417,10 +429,11 @@ def _new_value(audit: Audit, finding: Finding) -> tuple[str, str]:
     """What the label should be, in a table of fixes, and a note on it."""
     if finding.attribute != "age":
         return _name(finding.attribute, finding.answer), ""
-    if finding.answer_age is not None:
+    ages = list(_good_ages(audit, finding.answer))
+    one_age = len(ages) >= ONE_AGE and len(set(ages)) == 1
+    if finding.answer_age is not None and not one_age:
         guess = f"{finding.answer_age} is what was answered"
         return str(finding.answer_age), f"; {guess}: put the true age if you know it"
-    ages = list(_good_ages(audit, finding.answer))
     new = statistics.median_low(ages)
     return str(new), f"; {new} is the median age of that group: put the true one if you know it"
 

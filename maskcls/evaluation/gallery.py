@@ -121,7 +121,7 @@ def _section(
     if attribute == "age":
         yield paragraph(
             "An age that lies a few years from another group agrees with that group in part: 29 "
-            "and 30 look alike. The new age in fixes.csv is only the median of its group."
+            "and 30 look alike. The new age in fixes.csv is a guess."
         )
     if contradicted:
         names = ATTRIBUTES[attribute]

@@ -107,13 +107,15 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return means
 
 
-def age_agreement(ages: np.ndarray, years: Sequence[int] = (0, *AGE_BOUNDS)) -> np.ndarray:
+def age_agreement(
+    ages: np.ndarray, years: Sequence[int] = (0, *AGE_BOUNDS), own_group: float = OWN_GROUP
+) -> np.ndarray:
     """Labelled ages in whole years (N,) → how far each step of ages agrees with them (N, S), 0..1:
     1 for their own, and less the more years lie between the age and the step; see
-    `AGREEMENT_DEVIATION`, `OWN_GROUP`, and for whom no other group agrees `ONE_AGE`.
+    `AGREEMENT_DEVIATION`, and for whom no other group agrees `ONE_AGE`.
 
     `years` (S): the first of each step; the borders of the groups are among them. By default the
-    steps are the groups.
+    steps are the groups. `own_group`: how far the other steps of their group agree at least.
     """
     first = np.array((-np.inf, *years[1:]))  # of each step
     last = np.array((*years[1:], np.inf)) - 1
@@ -121,7 +123,7 @@ def age_agreement(ages: np.ndarray, years: Sequence[int] = (0, *AGE_BOUNDS)) -> 
     groups = age_groups(ages)
     own = groups[:, None] == age_groups(np.array(years))  # (N, S)
     agreement: np.ndarray = np.exp(-((between / AGREEMENT_DEVIATION) ** 2) / 2)
-    agreement = np.maximum(agreement, OWN_GROUP * own)
+    agreement = np.maximum(agreement, own_group * own)
     for group in range(len(AGE_BOUNDS) + 1):
         alike = groups == group
         if alike.sum() >= ONE_AGE and np.ptp(ages[alike]) == 0:
@@ -146,22 +148,23 @@ def refine_ages(probabilities: np.ndarray, logits: np.ndarray, years: Sequence[i
     return shares
 
 
-def median_ages(shares: np.ndarray, years: Sequence[int]) -> np.ndarray:
-    """Probabilities of steps of ages (N, S) → the middle of the step in which the median of each
-    group lies: whole years (N, 3). The last step has no end; its first year stands for it."""
+def median_steps(shares: np.ndarray, years: Sequence[int]) -> np.ndarray:
+    """Probabilities of steps of ages (N, S) → the step in which the median of each group lies
+    (N, 3). `years` (S): the first of each step."""
     groups = age_groups(np.array(years))
-    middles = np.array(
-        [
-            (one + other - 1) // 2
-            for one, other in zip(years, (*years[1:], years[-1] + 1), strict=True)
-        ]
-    )
     found = np.empty((len(shares), len(AGE_BOUNDS) + 1), dtype=np.int64)
     for group in range(found.shape[1]):
-        own = groups == group
+        own = np.flatnonzero(groups == group)
         below = shares[:, own].cumsum(axis=1)
-        found[:, group] = middles[own][(below >= below[:, -1:] / 2).argmax(axis=1)]
+        found[:, group] = own[(below >= below[:, -1:] / 2).argmax(axis=1)]
     return found
+
+
+def middle_years(years: Sequence[int]) -> np.ndarray:
+    """The first years of steps of ages (S) → their middles, whole years (S,). The last step has no
+    end; its first year stands for it."""
+    middles: np.ndarray = (np.array(years) + np.array((*years[1:], years[-1] + 1)) - 1) // 2
+    return middles
 
 
 @dataclass(frozen=True)

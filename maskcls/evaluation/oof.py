@@ -48,7 +48,7 @@ class OofTable:
     probabilities: np.ndarray  # (N, C) float64, rows sum to 1
     years: tuple[
         int, ...
-    ] = ()  # (S) the first of each step in which ages are told; none: they are not
+    ] = ()  # (S) the first of each step of ages; none where only groups are told
     ages: np.ndarray | None = None  # (N, S) float64, rows sum to 1
 
     def where(self, row: int) -> str:

@@ -22,7 +22,7 @@ from maskcls.classifier import BEST, TorchClassifier
 from maskcls.data.profiles import Profile, locate
 from maskcls.data.runs import data_folders, labelled_pictures, people_of_run, split_beside
 from maskcls.data.splits import encode_table, people_of
-from maskcls.data.targets import AGE_STEPS
+from maskcls.data.targets import AGE_STEPS, steps_per_group
 from maskcls.errors import CheckpointError, DataError
 from maskcls.evaluation.oof import COLUMNS, OOF_FILE
 from maskcls.evaluation.people import Interval, intervals
@@ -31,7 +31,7 @@ from maskcls.files import write_atomic, write_rows
 from maskcls.folds import fold_folders
 from maskcls.labels import Task, combine, require_all_attributes, softmax
 from maskcls.manifest import Manifest
-from maskcls.models import answer_steps
+from maskcls.models import answer_in_steps
 from maskcls.provenance import ModelFile, Provenance, fingerprint, names_all, write_provenance
 from maskcls.runtime import Source
 from maskcls.runtime.labelling import decoded_batches
@@ -178,7 +178,7 @@ def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
     engine = TorchClassifier([checkpoint], device, complete=False, calibrated=False)
     profiles = people_of_run(checkpoint, manifest, "val")
     _refuse_seen(checkpoint, engine, profiles)
-    steps = answer_steps(engine.network(0))
+    steps = answer_in_steps(engine.network(0))
     roots = {locate(path)[0]: str(path) for path in data_folders(checkpoint, manifest)}
     owners = {picture.path: p for p in profiles for picture in p.pictures}
     labels = dict(labelled_pictures(profiles))
@@ -193,7 +193,8 @@ def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
                 probabilities = softmax(engine.logits(0, pixels))
                 ages: Sequence[np.ndarray | None] = [None] * len(good)
                 if steps is not None:
-                    ages = list(probabilities)
+                    if steps == steps_per_group():
+                        ages = list(probabilities)
                     starts = np.cumsum((0, *steps[:-1]))
                     probabilities = np.add.reduceat(probabilities, starts, axis=1)
                 for picture, shares, years in zip(good, probabilities, ages, strict=True):

@@ -71,10 +71,12 @@ def test_figures_are_those_of_the_ranking(
 def test_answers_that_say_nothing_find_rare_labels_first(
     attribute: str, years: tuple[int, ...]
 ) -> None:
-    """Of 40 people 10 are labelled female or 65, 2 of them wrongly, as is one of the others."""
+    """Of 40 people 10 are labelled female, or 80 and 81, 2 of them wrongly, as is one other."""
     ranking: Any = [
         SimpleNamespace(
-            target=f"{n:02}", label=int(n < 10), profile=SimpleNamespace(age=65 if n < 10 else 40)
+            target=f"{n:02}",
+            label=int(n < 10) * (1 if attribute == "gender" else 2),
+            profile=SimpleNamespace(age=80 + n % 2 if n < 10 else 45 + n % 8),
         )
         for n in range(40)
     ]

@@ -40,7 +40,7 @@ from maskcls.folds import read_group
 from maskcls.images import content_digest, read_image
 from maskcls.labels import AGE_BOUNDS, ATTRIBUTES, TASKS, softmax
 from maskcls.manifest import Manifest
-from maskcls.models import answer_steps
+from maskcls.models import answer_in_steps
 from maskcls.provenance import fingerprint, read_provenance
 from maskcls.training import handlers
 from maskcls.training.folds import start_group
@@ -488,9 +488,9 @@ def test_finer_ages_stand_beside_the_answers(groups: list[Path]) -> None:
         image = read_image(Path(row["data_dir"], "images", row["path"]))
         pixels = np.array(network.specs[0].resize(image))[None]
         assert softmax(network.logits(0, pixels))[0] == pytest.approx(answered, abs=1e-5)
-        assert answer_steps(network.network(0)) is not None
+        assert answer_in_steps(network.network(0)) is not None
         assert softmax(network.logits(0, pixels))[0] == pytest.approx(steps, abs=1e-5)
-        assert answer_steps(network.network(0)) is None  # they are classes now
+        assert answer_in_steps(network.network(0)) is None  # they are classes now
 
 
 def test_groups_in_another_order_are_scored_alike(groups: list[Path]) -> None:

@@ -154,6 +154,40 @@ def test_wrong_ages_get_the_years_that_were_answered(data_dir: DataDir, tmp_path
     assert [one.doubt for one in together] == pytest.approx([one.doubt for one in alone], abs=1e-4)
 
 
+def test_an_age_at_the_border_is_contradicted_by_years_far_from_it(
+    data_dir: DataDir, tmp_path: Path
+) -> None:
+    root = data_dir(40, ages=[20, 29, 29, 25, 35, 45, 55, 41, 62, 75] * 4)
+    people = read_profiles(root)
+    truth = [person.age for person in people]
+    truth[1], truth[2] = 50, 32
+    years = (0, 20, 28, 30, 35, 40, 60)
+    answers = age_answers(np.random.default_rng(0), np.array(truth), shared=1, own=1, years=years)
+    groups = np.add.reduceat(answers, [years.index(first) for first in (0, 30, 60)], axis=2)
+    file = write_oof(tmp_path / "oof.csv", "age", root, people, groups, (), years, answers)
+    found = {one.target: one for one in audit_labels([read_oof(file)]).rankings["age"]}
+    far, near = (found[people[place].folder.name] for place in (1, 2))
+    assert far.contradicted and "agrees" not in far.why
+    assert not near.contradicted and "agrees with that to 88%" in near.why
+    assert far.doubt > 0.9 > 0.5 > near.doubt
+
+
+def test_one_age_for_a_group_stays_its_age(data_dir: DataDir, tmp_path: Path) -> None:
+    """A guess of 67 would tell the next audit that the ages of this group tell years."""
+    root = data_dir(40, ages=[20, 25, 40, 60] * 10)
+    people = read_profiles(root)
+    truth = [person.age + 7 * (person.age == 60) for person in people]
+    truth[0] = 67
+    years = (0, 30, 60, 65, 70)
+    answers = age_answers(np.random.default_rng(0), np.array(truth), shared=1, own=1, years=years)
+    groups = np.add.reduceat(answers, [0, 1, 2], axis=2)
+    file = write_oof(tmp_path / "oof.csv", "age", root, people, groups, (), years, answers)
+    audit = audit_labels([read_oof(file)])
+    [fix] = all_chosen(audit)
+    assert audit.rankings["age"][0].answer_age == 67
+    assert (fix.target, fix.old, fix.new) == (people[0].folder.name, "20", "60")
+
+
 def test_earlier_corrections_stay_or_are_taken_back(root: Path, tmp_path: Path) -> None:
     truth = read_profiles(root)
     names = [one.folder.name for one in truth]

@@ -15,7 +15,8 @@ from maskcls.evaluation.label_errors import (
     calibrate_to_labels,
     find_swaps,
     judge,
-    median_ages,
+    median_steps,
+    middle_years,
     pool,
     refine_ages,
     thresholds,
@@ -213,6 +214,7 @@ def test_ages_of_the_same_group_agree_by_half() -> None:
     assert border.tolist()[:3] == [0.5, pytest.approx(0.607, abs=1e-3), 1]  # 27 is two from 29
     assert border[3] == pytest.approx(0.882, abs=1e-3)  # 30 is one
     assert border[4] < 1e-6
+    assert age_agreement(np.array([22]), years, own_group=1)[0, :3].tolist() == [1, 1, 1]
 
 
 def test_steps_share_out_what_their_group_has() -> None:
@@ -231,7 +233,9 @@ def test_steps_share_out_what_their_group_has() -> None:
 def test_the_median_of_a_group_is_a_year_of_it() -> None:
     years = (0, 10, 20, 30, 60, 70)
     shares = np.array([[0.1, 0.1, 0.3, 0.2, 0.05, 0.25], [0.3, 0.1, 0.1, 0.3, 0.1, 0.1]])
-    assert median_ages(shares, years).tolist() == [[24, 44, 70], [4, 44, 64]]
+    steps = median_steps(shares, years)
+    assert steps.tolist() == [[2, 3, 5], [0, 3, 4]]
+    assert middle_years(years)[steps].tolist() == [[24, 44, 70], [4, 44, 64]]
 
 
 def test_swaps_are_pairs_of_one_person() -> None:
