@@ -150,7 +150,7 @@ def answer_in_steps(model: nn.Module) -> tuple[int, ...] | None:
     """Makes a network that learnt finer steps than its classes answer those: (N, sum(steps)).
 
     Returns how many of them make each class; None for a network that learnt none, which answers as
-    it did, as does an ensemble, whose members may have learnt other steps each.
+    it did. `model`: a single one, not an ensemble, whose members may have other steps each.
     """
     heads = [module for module in model.modules() if isinstance(module, SummedLinear)]
     if len(heads) != 1 or sum(heads[0].steps) == len(heads[0].steps):
