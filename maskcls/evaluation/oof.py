@@ -46,9 +46,8 @@ class OofTable:
     lines: tuple[int, ...]  # (N) where each stands in the file
     labels: np.ndarray  # (N,) int, classes of the task
     probabilities: np.ndarray  # (N, C) float64, rows sum to 1
-    years: tuple[
-        int, ...
-    ] = ()  # (S) the first of each step of ages; none where only groups are told
+    # (S) the first of each step of ages; none where only groups are told
+    years: tuple[int, ...] = ()
     ages: np.ndarray | None = None  # (N, S) float64, rows sum to 1
 
     def where(self, row: int) -> str:

@@ -302,7 +302,9 @@ def test_each_person_is_answered_by_the_network_that_has_not_seen_them(
         rows = table_of(group)
         columns = ["data_dir", "path", "person", "fold", "label", "answer"]
         columns += [f"p_{i}" for i in range(task.num_classes)]
-        assert list(rows[0])[: len(columns)] == columns
+        if task.name == "age":
+            columns += [f"age_{first}" for first in (0, *AGE_STEPS)]
+        assert list(rows[0]) == columns
         assert len(rows) == len({row["path"] for row in rows}) == 13 * 7
         assert {row["data_dir"] for row in rows} == {str(data)}
         networks = [
@@ -470,9 +472,7 @@ def test_a_report_of_everybody(
 
 def test_finer_ages_stand_beside_the_answers(groups: list[Path]) -> None:
     columns = [f"age_{first}" for first in (0, *AGE_STEPS)]
-    assert not [name for name in table_of(groups[0])[0] if name.startswith("age_")]
     rows = table_of(groups[1])
-    assert [name for name in rows[0] if name.startswith("age_")] == columns
     for fold in range(FOLDS):
         [row, *_] = [row for row in rows if row["fold"] == str(fold)]
         steps = np.array([float(row[name]) for name in columns])
