@@ -253,6 +253,8 @@ def _audit(oof: Sequence[Path], out: Path, top: int | float, *, pictures: bool) 
             f"{name}: of {len(ranking)} labels of {what} {wrong} are contradicted{pairs}; "
             f"{len(shown[name])} to look at"
         )
+        for caution in audit.cautions[name]:
+            print(f"warning: {name}: {caution}")
     write_ranking(audit, out / "ranking.csv")
     write_gallery(audit, shown, out / "audit.html", pictures=pictures)
     proposed = propose(audit, [one for each in shown.values() for one in each])
@@ -288,7 +290,10 @@ def format_report(report: CheckReport, examples: int | None) -> str:
     from maskcls.labels import ATTRIBUTES, MULTI
 
     ages = ATTRIBUTES["age"]
-    lines = [f"{report.people} people, {report.pictures} pictures", ""]
+    lines = [f"{report.people} people, {report.pictures} pictures"]
+    if report.fixes:
+        lines.append(f"{report.corrected} of {report.fixes} corrections of labels apply")
+    lines.append("")
     lines.append(f"{'mask':<10} {'gender':<7}" + "".join(f"{age:>8}" for age in ages))
     for start in range(0, MULTI.num_classes, len(ages)):
         digits = MULTI.decode(start)

@@ -77,6 +77,8 @@ class CheckReport:
 
     people: int
     pictures: int  # also those that cannot be read
+    fixes: int  # corrections of labels that were given
+    corrected: int  # of these were applied
     classes: tuple[int, ...]  # pictures per 18-class label, after the fixes
     extensions: dict[str, int]  # lower case, with the dot
     sizes: dict[tuple[int, int], int]  # (width, height) in pixels, upright
@@ -93,6 +95,8 @@ class CheckReport:
             "broken": self.broken,
             "people": self.people,
             "pictures": self.pictures,
+            "fixes": self.fixes,
+            "corrected": self.corrected,
             "classes": dict(zip(MULTI.class_names, self.classes, strict=True)),
             "extensions": self.extensions,
             "sizes": {f"{width}x{height}": count for (width, height), count in self.sizes.items()},
@@ -130,7 +134,7 @@ def check_data(
     _check_agreement(profiles, found)
     profiles = [replace(p, pictures=_check_folder(p.folder, found)) for p in profiles]
     _check_missing(profiles, found)
-    profiles = _apply(profiles, fixes, found)
+    profiles, corrected = _apply(profiles, fixes, found)
 
     pictures = [(profile, picture) for profile in profiles for picture in profile.pictures]
     seen = _look_at(pictures, workers, progress, found)
@@ -144,6 +148,8 @@ def check_data(
     return CheckReport(
         people=len({profile.person for profile in profiles}),
         pictures=len(pictures),
+        fixes=len(fixes),
+        corrected=corrected,
         classes=tuple(classes[label] for label in range(MULTI.num_classes)),
         extensions=_by_count(picture.path.suffix.lower() for _, picture in pictures),
         sizes=_by_count(one.size for one in seen),
@@ -323,12 +329,15 @@ def _check_missing(profiles: Iterable[Profile], found: _Findings) -> None:
             found.error("missing pictures", own[0].folder, f"no {', '.join(missing)}")
 
 
-def _apply(profiles: list[Profile], fixes: Sequence[Fix], found: _Findings) -> list[Profile]:
-    """The people with the fixes that apply."""
+def _apply(
+    profiles: list[Profile], fixes: Sequence[Fix], found: _Findings
+) -> tuple[list[Profile], int]:
+    """The people with the fixes that apply, and how many do."""
     of_person = defaultdict(list)
     for index, profile in enumerate(profiles):
         of_person[profile.person].append(index)
     profiles = list(profiles)
+    applied = 0
     for fix in fixes:
         person = nfc(fix.target).partition("/")[0]
         indices = of_person.get(person, [])
@@ -339,7 +348,8 @@ def _apply(profiles: list[Profile], fixes: Sequence[Fix], found: _Findings) -> l
             continue
         for index, profile in zip(indices, fixed, strict=True):
             profiles[index] = profile
-    return profiles
+        applied += 1
+    return profiles, applied
 
 
 # --- pictures ----------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def locate(data_dir: Path) -> tuple[Path, Path]:
     """The folder that holds the people's folders, and where a `train.csv` would lie.
 
     Raises:
-        DataError: no such folder.
+        DataError: no such folder, or the one above it.
     """
     if not data_dir.is_dir():
         what = "a file, not a data folder" if data_dir.exists() else "no such data folder"
@@ -139,7 +139,12 @@ def locate(data_dir: Path) -> tuple[Path, Path]:
     if data_dir.absolute().name == "images":  # what the original's SM_CHANNEL_TRAIN points to
         above = data_dir.parent if data_dir.name == "images" else data_dir / ".."
         return data_dir, above / "train.csv"
-    return data_dir, data_dir / "train.csv"
+    table = data_dir / "train.csv"
+    if not table.is_file() and (below := sorted(data_dir.glob("*/images/*/"))):
+        raise DataError(
+            f"{data_dir}: not a data folder, but one lies in it; name that: {below[0].parents[1]}"
+        )
+    return data_dir, table
 
 
 def read_table(table: Path, images: Path) -> list[Profile]:

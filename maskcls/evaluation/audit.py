@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,7 @@ class Audit:
     data_dirs: tuple[Path, ...]
     fixes: tuple[Fix, ...]  # that the trainings had
     rankings: Mapping[str, Sequence[Finding]]  # attribute → all its labels, the most doubtful first
+    cautions: Mapping[str, Sequence[str]]  # attribute → why to believe its ranking less, sentences
 
 
 def audit_labels(predictions: Sequence[OofTable]) -> Audit:
@@ -103,11 +105,13 @@ def audit_labels(predictions: Sequence[OofTable]) -> Audit:
     for one in predictions:
         _collect(one, people, rows)
     corrected = {(nfc(fix.target), fix.field) for fix in fixes}
+    rankings = {name: _rank(name, each, corrected) for name, each in rows.items() if each}
     return Audit(
         tuple(one.file for one in predictions),
         people.data_dirs,
         fixes,
-        {name: _rank(name, each, corrected) for name, each in rows.items() if each},
+        rankings,
+        {name: list(_cautions(name, each, predictions)) for name, each in rankings.items()},
     )
 
 
@@ -169,6 +173,25 @@ def write_ranking(audit: Audit, path: Path) -> None:
             for rank, finding in enumerate(ranking, start=1)
         )
         write_rows(file, itertools.chain([RANKING_COLUMNS], rows))
+
+
+def _cautions(
+    attribute: str, ranking: Sequence[Finding], predictions: Sequence[OofTable]
+) -> Iterator[str]:
+    right = sum(one.label_probability > one.answer_probability for one in ranking)
+    [(label, count)] = Counter(one.label for one in ranking).most_common(1)
+    if right <= count < len(ranking):
+        yield (
+            f"{right} of {len(ranking)} labels are what is answered, and {count} would be if "
+            f"everything were called {ATTRIBUTES[attribute][label]}: these networks have not learnt "
+            "to tell; train longer, or on more people, before believing this"
+        )
+    steps = {one.years: one.file for one in predictions if attribute in one.task.attributes}
+    if attribute == "age" and len(steps) > 1:
+        yield (
+            f"{' and '.join(map(str, steps.values()))} tell ages in different steps, so the three "
+            "groups are judged, and not the years"
+        )
 
 
 # --- predictions and the data they are of --------------------------------------------------------

@@ -72,8 +72,8 @@ def render(
     """The page as text; without `thumbnails` it has no pictures."""
     parts = [_head(audit, thumbnails is not None, made or datetime.now(UTC)), ["<main>"]]
     parts += [
-        _section(attribute, ranking, shown.get(attribute, ()), thumbnails)
-        for attribute, ranking in audit.rankings.items()
+        _section(name, ranking, shown.get(name, ()), audit.cautions[name], thumbnails)
+        for name, ranking in audit.rankings.items()
     ]
     parts.append(["</main>"])
     return page("Label audit", (line for part in parts for line in part))
@@ -109,6 +109,7 @@ def _section(
     attribute: str,
     ranking: Sequence[Finding],
     shown: Sequence[Finding],
+    cautions: Sequence[str],
     thumbnails: Thumbnails | None,
 ) -> Iterator[str]:
     yield f"<h2>{escape(attribute.capitalize())}</h2>"
@@ -118,6 +119,8 @@ def _section(
         f"{len(contradicted)} of {len(ranking)} labels of {'pictures' if of_picture else 'people'} "
         f"are contradicted. {len(shown)} of them follow; ranking.csv has all."
     )
+    for caution in cautions:
+        yield paragraph(f"Caution: {caution}.")
     if attribute == "age":
         yield paragraph(
             "An age that lies a few years from another group agrees with that group in part: 29 "

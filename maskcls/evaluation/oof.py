@@ -25,7 +25,9 @@ import numpy as np
 from maskcls.data.fixes import Fix, fields_of
 from maskcls.data.profiles import nfc
 from maskcls.errors import ConfigError, DataError
+from maskcls.folds import is_group
 from maskcls.labels import AGE_BOUNDS, Task, get_task
+from maskcls.launch import command_line
 from maskcls.provenance import provenance_path
 
 OOF_FILE = "oof.csv"
@@ -59,10 +61,11 @@ def read_oof(path: Path) -> OofTable:
     """An `oof.csv`, or the folder it lies in, with the `oof.csv.json` beside it.
 
     Raises:
-        DataError: no such files, not a table, a task that does not exist or whose classes are not
-            the columns, a row that does not fit, a picture that stands twice. Names file and line.
+        DataError: no such files, a group of folds that has none yet, not a table, a task that does
+            not exist or whose classes are not the columns, a row that does not fit, a picture that
+            stands twice. Names file and line.
     """
-    path = path / OOF_FILE if path.is_dir() else path
+    path = _table_of(path)
     task, fixes = _read_description(provenance_path(path))
     probability_columns = [f"p_{label}" for label in range(task.num_classes)]
     data_dirs, paths, lines, labels, rows, ages = [], [], [], [], [], []
@@ -109,6 +112,19 @@ def read_oof(path: Path) -> OofTable:
         tuple(age_columns.values()),
         np.array(ages) if ages else None,
     )
+
+
+def _table_of(path: Path) -> Path:
+    """The table itself, where its folder may be given."""
+    table = path / OOF_FILE if path.is_dir() else path
+    if is_group(path) and not table.exists():
+        command = command_line(["maskcls-evaluate", "--oof", path])
+        raise DataError(f"{path}: has no {OOF_FILE} yet; this writes it: {command}")
+    if not table.exists():
+        raise DataError(
+            f"{table}: no such file; maskcls-train --folds N writes one for each group of folds"
+        )
+    return table
 
 
 def _read_description(file: Path) -> tuple[Task, tuple[Fix, ...]]:

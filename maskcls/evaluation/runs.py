@@ -86,7 +86,8 @@ def common_people(checkpoints: Sequence[Path]) -> list[Profile]:
     """Those who validated all runs, as the first run knows them.
 
     Raises:
-        DataError: there are none, or runs hold different labels of one.
+        DataError: there are none, of one run or of all together, or runs hold different labels of
+            one.
     """
     sides = [people_of_run(path, read_manifest(path), "val") for path in checkpoints]
     known = [
@@ -96,6 +97,13 @@ def common_people(checkpoints: Sequence[Path]) -> list[Profile]:
         }
         for side in sides
     ]
+    for path, side in zip(checkpoints, sides, strict=True):
+        if not side:
+            raise DataError(
+                f"{path.parent}: each person has trained one of its networks; label pictures of "
+                "other people with maskcls-infer, and score them with maskcls-evaluate --gt … "
+                "--pred …"
+            )
     common = set(known[0]).intersection(*known[1:])
     if not common:
         raise DataError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,9 +101,13 @@ def pixels_of(run: Path, paths: list[Path]) -> np.ndarray:
     return np.stack([spec.resize(read_image(path)) for path in paths])
 
 
-def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def fails(
+    argv: list[str],
+    capsys: pytest.CaptureFixture[str],
+    command: Callable[[list[str]], int] = combine.main,
+) -> str:
     capsys.readouterr()
-    assert combine.main(argv) == 1
+    assert command(argv) == 1
     [line] = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
     return line
 
@@ -139,6 +144,14 @@ def test_what_an_ensemble_knows_of_itself(groups: list[Path], ensembles: Path, r
     everybody = {profile.person for profile in read_profiles(root / "data/train")}
     assert people_of(read_split(run / "split.csv"), "train") == everybody
     assert {fingerprint(person) for person in everybody} <= set(content["seen"].tolist())
+
+
+def test_nobody_is_left_to_score_an_ensemble_of_all_folds(
+    ensembles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(ensembles / task / "whole") for task in ("mask_gender", "age")]
+    line = fails(runs, capsys, evaluate.main)
+    assert f"{runs[0]}: each person has trained one of its networks; label pictures of" in line
 
 
 def test_an_ensemble_labels_alike_through_onnx(

@@ -70,7 +70,9 @@ def test_fixes(data_dir: DataDir, tmp_path: Path, capsys: Capture) -> None:
     header = "target,field,old,new,why\n"
     fixes.write_text(f"{header}000001_male_Asian_45,age,45,61,seen\n", "utf-8")
     assert main(["check", str(root), "--fixes", str(fixes)]) == 0
-    assert capsys.readouterr().out.splitlines()[3].split() == ["worn", "male", "0", "0", "5"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "1 of 1 corrections of labels apply"
+    assert lines[4].split() == ["worn", "male", "0", "0", "5"]
     fixes.write_text(f"{header}000001_male_Asian_45,age,40,61,seen\n", "utf-8")
     assert main(["check", str(root), "--fixes", str(fixes)]) == 1
     assert "error: fix does not apply (1)" in capsys.readouterr().out

@@ -78,6 +78,17 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
     assert only(check(tmp_path), "no people", "error") == "."
 
 
+def test_the_folder_above(data_dir: DataDir) -> None:
+    root = data_dir(1)
+    for read in (check, read_profiles):
+        with pytest.raises(DataError, match=f"^{root.parent}: .* name that: {root}$"):
+            read(root.parent)
+    (root.parent / "train.csv").touch()  # somebody else's rule: this is the data folder
+    assert not (root.parent / "images").exists()
+    with pytest.raises(DataError, match=r"train\.csv.*id"):
+        read_profiles(root.parent)
+
+
 def test_table_rows(data_dir: DataDir) -> None:
     root = data_dir(PEOPLE)
 
@@ -246,6 +257,7 @@ def test_fixes(data_dir: DataDir) -> None:
     )
     assert kinds(report) == [("fix does not apply", "error")] * 2
     assert [problem.where for problem in report.problems] == ["nobody", f"{first.name}/normal.jpg"]
+    assert (report.corrected, report.fixes) == (2, 4)
     genders = [MULTI.decode(label)["gender"] for label in range(18)]
     males = before[np.equal(genders, 0)].sum()
     assert np.array(report.classes)[np.equal(genders, 0)].sum() == males - 7

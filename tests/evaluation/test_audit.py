@@ -148,7 +148,13 @@ def test_wrong_ages_get_the_years_that_were_answered(data_dir: DataDir, tmp_path
 
     # Of another training only the groups are known: then of none more.
     plain = write_oof(tmp_path / "plain.csv", "age", root, people, groups)
-    together = audit_labels([read_oof(own), read_oof(plain)]).rankings["age"]
+    both = audit_labels([read_oof(own), read_oof(plain)])
+    assert both.cautions["age"] == [
+        f"{own} and {plain} tell ages in different steps, so the three groups are judged, and not "
+        "the years"
+    ]
+    assert audit.cautions["age"] == []
+    together = both.rankings["age"]
     alone = audit_labels([read_oof(plain)]).rankings["age"]
     assert {one.answer_age for one in together} == {None}
     assert [one.doubt for one in together] == pytest.approx([one.doubt for one in alone], abs=1e-4)
@@ -226,6 +232,26 @@ def test_several_files_are_taken_together(root: Path, tmp_path: Path) -> None:
     assert first.target == truth[3].folder.name
     assert len(first.pictures) == 7  # each answered twice
     assert len(audit.rankings["gender"]) == 30
+
+
+def test_networks_that_cannot_tell_are_no_judges(root: Path, tmp_path: Path) -> None:
+    truth = read_profiles(root)
+    given = answers(np.random.default_rng(0), TASKS["mask_gender"], truth, gender=0.0)
+    file = write_oof(tmp_path / "oof.csv", "mask_gender", root, truth, given)
+    audit = audit_labels([read_oof(file)])
+    assert audit.cautions["mask"] == []
+    [caution] = audit.cautions["gender"]
+    labels = [one.gender.name.lower() for one in truth]
+    most = max(map(labels.count, labels))
+    assert f" of 30 labels are what is answered, and {most} would be if" in caution
+    assert f"Caution: {caution}." in Page(render(audit, {}, None)).text
+
+
+def test_people_of_one_class_are_no_reason_for_caution(root: Path, tmp_path: Path) -> None:
+    women = [one for one in read_profiles(root) if one.gender == GenderLabels.FEMALE]
+    given = [np.full((len(one.pictures), 2), (0.1, 0.9)) for one in women]
+    file = write_oof(tmp_path / "oof.csv", "gender", root, women, given)
+    assert audit_labels([read_oof(file)]).cautions == {"gender": []}
 
 
 def test_two_data_folders(data_dir: DataDir, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskcls.config import resolve
 from maskcls.data.profiles import read_profiles
 from maskcls.errors import DataError
 from maskcls.evaluation.oof import read_oof
+from maskcls.folds import write_group
 from maskcls.labels import TASKS
 from tests.evaluation.synthetic import answers, write_oof
 
@@ -151,5 +153,15 @@ def test_missing_files(tmp_path: Path) -> None:
         read_oof(file)
     table(tmp_path, HEADER, ROW)
     file.unlink()
-    with pytest.raises(DataError, match=r"oof\.csv: No such file"):
+    with pytest.raises(DataError, match=r"oof\.csv: no such file; maskcls-train --folds"):
         read_oof(file)
+
+
+def test_a_group_that_was_not_scored(tmp_path: Path) -> None:
+    config = resolve("age", "scratch", {"data_dir": ["data"], "folds": 3})
+    write_group(tmp_path, config)
+    with pytest.raises(DataError) as raised:
+        read_oof(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path}: has no oof.csv yet; this writes it: maskcls-evaluate --oof {tmp_path}"
+    )
