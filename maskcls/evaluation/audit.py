@@ -183,8 +183,8 @@ def _cautions(
     if right <= count < len(ranking):
         yield (
             f"{right} of {len(ranking)} labels are what is answered, and {count} would be if "
-            f"everything were called {ATTRIBUTES[attribute][label]}: these networks have not learnt "
-            "to tell; train longer, or on more people, before believing this"
+            f"everything were called {ATTRIBUTES[attribute][label]}: these networks have not "
+            "learnt to tell; train longer, or on more people, before believing this"
         )
     steps = {one.years: one.file for one in predictions if attribute in one.task.attributes}
     if attribute == "age" and len(steps) > 1:

@@ -34,7 +34,7 @@ from maskcls.manifest import Manifest
 from maskcls.models import answer_in_steps
 from maskcls.provenance import ModelFile, Provenance, fingerprint, names_all, write_provenance
 from maskcls.runtime import Source
-from maskcls.runtime.labelling import decoded_batches
+from maskcls.runtime.labelling import Decoded, decoded_batches
 
 BATCH = 32  # pictures at once
 Place = tuple[str, str]
@@ -188,20 +188,11 @@ def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
     with tqdm(total=len(sources), desc=f"fold {fold}", unit="img", disable=None) as bar:
         for batch in decoded_batches(engine.specs, sources, BATCH, 2, engine.trained_on):
             good = [picture for picture in batch if not picture.error]
-            if good:
-                pixels = np.stack([picture.pixels[0] for picture in good])
-                probabilities = softmax(engine.logits(0, pixels))
-                ages: Sequence[np.ndarray | None] = [None] * len(good)
-                if steps is not None:
-                    if steps == steps_per_group():
-                        ages = list(probabilities)
-                    starts = np.cumsum((0, *steps[:-1]))
-                    probabilities = np.add.reduceat(probabilities, starts, axis=1)
-                for picture, shares, years in zip(good, probabilities, ages, strict=True):
-                    path = picture.source.path
-                    owner = owners[path]
-                    place = roots[owner.folder.parent], f"{owner.folder.name}/{path.name}"
-                    answered.append(_Answered(place, path, owner, labels[path], shares, years))
+            for picture, (shares, ages) in zip(good, _ask(engine, steps, good), strict=True):
+                path = picture.source.path
+                owner = owners[path]
+                place = roots[owner.folder.parent], f"{owner.folder.name}/{path.name}"
+                answered.append(_Answered(place, path, owner, labels[path], shares, ages))
             seen += sum(picture.seen for picture in good)
             bar.update(len(batch))
     return _Fold(
@@ -212,6 +203,25 @@ def _answer_fold(fold: int, checkpoint: Path, device: torch.device) -> _Fold:
         unreadable=len(sources) - len(answered),
         seen=seen,
     )
+
+
+def _ask(
+    engine: TorchClassifier, steps: Sequence[int] | None, pictures: Sequence[Decoded]
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Of each picture the probabilities of the classes (C,), and of steps of ages (S,) if the
+    network answers in the usual ones. `steps`: into how many it divides each class; None: it
+    answers classes."""
+    if not pictures:
+        return []
+    probabilities = softmax(engine.logits(0, np.stack([one.pixels[0] for one in pictures])))
+    if steps is None:
+        return [(shares, None) for shares in probabilities]
+    classes = np.add.reduceat(probabilities, np.cumsum((0, *steps[:-1])), axis=1)
+    usual = steps == steps_per_group()
+    return [
+        (shares, ages if usual else None)
+        for shares, ages in zip(classes, probabilities, strict=True)
+    ]
 
 
 def write_out_of_fold(found: OutOfFold) -> Path:
