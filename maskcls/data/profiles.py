@@ -140,7 +140,7 @@ def locate(data_dir: Path) -> tuple[Path, Path]:
         above = data_dir.parent if data_dir.name == "images" else data_dir / ".."
         return data_dir, above / "train.csv"
     table = data_dir / "train.csv"
-    if not table.is_file() and (below := sorted(data_dir.glob("*/images/*/"))):
+    if not table.is_file() and (below := sorted(data_dir.glob("[!.]*/images/[!.]*_*_*_*/"))):
         raise DataError(
             f"{data_dir}: not a data folder, but one lies in it; name that: {below[0].parents[1]}"
         )

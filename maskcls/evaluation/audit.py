@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,20 +177,34 @@ def write_ranking(audit: Audit, path: Path) -> None:
 def _cautions(
     attribute: str, ranking: Sequence[Finding], predictions: Sequence[OofTable]
 ) -> Iterator[str]:
-    right = sum(one.label_probability > one.answer_probability for one in ranking)
-    [(label, count)] = Counter(one.label for one in ranking).most_common(1)
-    if right <= count < len(ranking):
+    # Of each labelled class alike: where few of a rare one are, most may be wrong.
+    answered: dict[int, list[bool]] = {}
+    for one in ranking:
+        agrees = one.label_probability > one.answer_probability
+        answered.setdefault(one.label, []).append(agrees)
+    share = statistics.fmean(statistics.fmean(each) for each in answered.values())
+    if share <= 1 / len(answered) < 1:
         yield (
-            f"{right} of {len(ranking)} labels are what is answered, and {count} would be if "
-            f"everything were called {ATTRIBUTES[attribute][label]}: these networks have not "
-            "learnt to tell; train longer, or on more people, before believing this"
+            f"of each label alike, {share:.0%} are what is answered, and {1 / len(answered):.0%} "
+            "would be by chance: these networks have hardly learnt to tell; train longer, or on "
+            "more people, before believing what they contradict"
         )
-    steps = {one.years: one.file for one in predictions if attribute in one.task.attributes}
-    if attribute == "age" and len(steps) > 1:
+    if attribute == "age":
+        yield from _years_left_out([one for one in predictions if "age" in one.task.attributes])
+
+
+def _years_left_out(predictions: Sequence[OofTable]) -> Iterator[str]:
+    if len({one.years for one in predictions}) < 2:
+        return
+    groups = [str(one.file) for one in predictions if not one.years]
+    if groups:
         yield (
-            f"{' and '.join(map(str, steps.values()))} tell ages in different steps, so the three "
-            "groups are judged, and not the years"
+            f"{' and '.join(groups)} {'has' if len(groups) == 1 else 'have'} no years, so groups "
+            "alone are judged; maskcls-evaluate --oof writes them, of networks that learnt them"
         )
+    else:
+        files = " and ".join(str(one.file) for one in predictions)
+        yield f"{files} have ages in different steps, so groups alone are judged"
 
 
 # --- predictions and the data they are of --------------------------------------------------------

@@ -117,9 +117,9 @@ def read_oof(path: Path) -> OofTable:
 def _table_of(path: Path) -> Path:
     """The table itself, where its folder may be given."""
     table = path / OOF_FILE if path.is_dir() else path
-    if is_group(path) and not table.exists():
-        command = command_line(["maskcls-evaluate", "--oof", path])
-        raise DataError(f"{path}: has no {OOF_FILE} yet; this writes it: {command}")
+    if table.name == OOF_FILE and is_group(table.parent) and not table.exists():
+        command = command_line(["maskcls-evaluate", "--oof", table.parent])
+        raise DataError(f"{table.parent}: has no {OOF_FILE} yet; this writes it: {command}")
     if not table.exists():
         raise DataError(
             f"{table}: no such file; maskcls-train --folds N writes one for each group of folds"

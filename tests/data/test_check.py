@@ -83,6 +83,9 @@ def test_the_folder_above(data_dir: DataDir) -> None:
     for read in (check, read_profiles):
         with pytest.raises(DataError, match=f"^{root.parent}: .* name that: {root}$"):
             read(root.parent)
+    (root.parent / "eval/images/thumbnails").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"name that: {root}$"):
+        check(root.parent)
     (root.parent / "train.csv").touch()  # somebody else's rule: this is the data folder
     assert not (root.parent / "images").exists()
     with pytest.raises(DataError, match=r"train\.csv.*id"):

@@ -51,6 +51,10 @@ def test_all_three_ways_to_name_a_folder(data_dir: DataDir, table: bool) -> None
     assert read_profiles(root / "images") == read_profiles(root)
     moved = root.with_name("flat")
     (root / "images").rename(moved)
+    # Folders called images, none of which makes a data folder of what it lies in.
+    person = next(moved.iterdir())
+    for other in (moved / ".cache/images/000001_male_Asian_45", person / "images/thumbnails"):
+        other.mkdir(parents=True)
     assert [profile.folder.parent for profile in read_profiles(moved)] == [moved] * 6
 
 

@@ -150,8 +150,17 @@ def test_wrong_ages_get_the_years_that_were_answered(data_dir: DataDir, tmp_path
     plain = write_oof(tmp_path / "plain.csv", "age", root, people, groups)
     both = audit_labels([read_oof(own), read_oof(plain)])
     assert both.cautions["age"] == [
-        f"{own} and {plain} tell ages in different steps, so the three groups are judged, and not "
-        "the years"
+        f"{plain} has no years, so groups alone are judged; maskcls-evaluate --oof writes them, of "
+        "networks that learnt them"
+    ]
+    genders = [np.eye(2)[[one.gender] * len(one.pictures)] for one in people]
+    other = write_oof(tmp_path / "gender.csv", "gender", root, people, genders)
+    assert audit_labels([read_oof(own), read_oof(other)]).cautions["age"] == []
+    coarse = (0, 30, 40, 60)
+    halves = np.add.reduceat(answers, [years.index(first) for first in coarse], axis=2)
+    third = write_oof(tmp_path / "coarse.csv", "age", root, people, groups, (), coarse, halves)
+    assert audit_labels([read_oof(own), read_oof(third)]).cautions["age"] == [
+        f"{own} and {third} have ages in different steps, so groups alone are judged"
     ]
     assert audit.cautions["age"] == []
     together = both.rankings["age"]
@@ -234,24 +243,51 @@ def test_several_files_are_taken_together(root: Path, tmp_path: Path) -> None:
     assert len(audit.rankings["gender"]) == 30
 
 
-def test_networks_that_cannot_tell_are_no_judges(root: Path, tmp_path: Path) -> None:
-    truth = read_profiles(root)
-    given = answers(np.random.default_rng(0), TASKS["mask_gender"], truth, gender=0.0)
-    file = write_oof(tmp_path / "oof.csv", "mask_gender", root, truth, given)
-    audit = audit_labels([read_oof(file)])
-    assert audit.cautions["mask"] == []
-    [caution] = audit.cautions["gender"]
-    labels = [one.gender.name.lower() for one in truth]
-    most = max(map(labels.count, labels))
-    assert f" of 30 labels are what is answered, and {most} would be if" in caution
-    assert f"Caution: {caution}." in Page(render(audit, {}, None)).text
+def audit_of_genders(
+    folder: Path, people: Sequence[Profile], female: Sequence[float]
+) -> tuple[list[str], list[str]]:
+    """Cautions, and who is contradicted. `female`: what is answered about each of the people."""
+    given = [
+        np.full((len(one.pictures), 2), (1 - share, share))
+        for one, share in zip(people, female, strict=True)
+    ]
+    root = people[0].folder.parents[1]
+    audit = audit_labels([read_oof(write_oof(folder / "oof.csv", "gender", root, people, given))])
+    text = Page(render(audit, {}, None)).text
+    assert all(f"Caution: {caution}." in text for caution in audit.cautions["gender"])
+    wrong = [one.target for one in audit.rankings["gender"] if one.contradicted]
+    return list(audit.cautions["gender"]), wrong
+
+
+def some_of_each_gender(root: Path, women: int, men: int) -> list[Profile]:
+    people = read_profiles(root)
+    of_gender = {gender: [one for one in people if one.gender == gender] for gender in GenderLabels}
+    return of_gender[GenderLabels.FEMALE][:women] + of_gender[GenderLabels.MALE][:men]
+
+
+@pytest.mark.parametrize(("women", "men"), [(10, 10), (12, 4)])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_networks_that_cannot_tell_are_no_judges(
+    root: Path, tmp_path: Path, women: int, men: int, share: float
+) -> None:
+    people = some_of_each_gender(root, women, men)
+    [caution], _ = audit_of_genders(tmp_path, people, [share] * len(people))
+    assert "are what is answered, and 50% would be by chance" in caution
+
+
+def test_a_rare_label_that_is_mostly_wrong_is_no_reason_for_caution(
+    root: Path, tmp_path: Path
+) -> None:
+    people = some_of_each_gender(root, 14, 5)
+    truth = [0.99] * 14 + [0.01] * 2 + [0.99] * 3  # three of the men are women
+    cautions, wrong = audit_of_genders(tmp_path, people, truth)
+    assert cautions == []
+    assert sorted(wrong) == sorted(one.folder.name for one in people[-3:])
 
 
 def test_people_of_one_class_are_no_reason_for_caution(root: Path, tmp_path: Path) -> None:
-    women = [one for one in read_profiles(root) if one.gender == GenderLabels.FEMALE]
-    given = [np.full((len(one.pictures), 2), (0.1, 0.9)) for one in women]
-    file = write_oof(tmp_path / "oof.csv", "gender", root, women, given)
-    assert audit_labels([read_oof(file)]).cautions == {"gender": []}
+    cautions, _ = audit_of_genders(tmp_path, some_of_each_gender(root, 9, 0), [0.9] * 9)
+    assert cautions == []
 
 
 def test_two_data_folders(data_dir: DataDir, tmp_path: Path) -> None:

@@ -160,8 +160,9 @@ def test_missing_files(tmp_path: Path) -> None:
 def test_a_group_that_was_not_scored(tmp_path: Path) -> None:
     config = resolve("age", "scratch", {"data_dir": ["data"], "folds": 3})
     write_group(tmp_path, config)
-    with pytest.raises(DataError) as raised:
-        read_oof(tmp_path)
-    assert str(raised.value) == (
-        f"{tmp_path}: has no oof.csv yet; this writes it: maskcls-evaluate --oof {tmp_path}"
-    )
+    for path in (tmp_path, tmp_path / "oof.csv"):
+        with pytest.raises(DataError) as raised:
+            read_oof(path)
+        assert str(raised.value) == (
+            f"{tmp_path}: has no oof.csv yet; this writes it: maskcls-evaluate --oof {tmp_path}"
+        )
