@@ -174,39 +174,6 @@ def write_ranking(audit: Audit, path: Path) -> None:
         write_rows(file, itertools.chain([RANKING_COLUMNS], rows))
 
 
-def _cautions(
-    attribute: str, ranking: Sequence[Finding], predictions: Sequence[OofTable]
-) -> Iterator[str]:
-    # Of each labelled class alike: where few of a rare one are, most may be wrong.
-    answered: dict[int, list[bool]] = {}
-    for one in ranking:
-        agrees = one.label_probability > one.answer_probability
-        answered.setdefault(one.label, []).append(agrees)
-    share = statistics.fmean(statistics.fmean(each) for each in answered.values())
-    if share <= 1 / len(answered) < 1:
-        yield (
-            f"of each label alike, {share:.0%} are what is answered, and {1 / len(answered):.0%} "
-            "would be by chance: these networks have hardly learnt to tell; train longer, or on "
-            "more people, before believing what they contradict"
-        )
-    if attribute == "age":
-        yield from _years_left_out([one for one in predictions if "age" in one.task.attributes])
-
-
-def _years_left_out(predictions: Sequence[OofTable]) -> Iterator[str]:
-    if len({one.years for one in predictions}) < 2:
-        return
-    groups = [str(one.file) for one in predictions if not one.years]
-    if groups:
-        yield (
-            f"{' and '.join(groups)} {'has' if len(groups) == 1 else 'have'} no years, so groups "
-            "alone are judged; maskcls-evaluate --oof writes them, of networks that learnt them"
-        )
-    else:
-        files = " and ".join(str(one.file) for one in predictions)
-        yield f"{files} have ages in different steps, so groups alone are judged"
-
-
 # --- predictions and the data they are of --------------------------------------------------------
 
 
@@ -433,6 +400,39 @@ def _swapped(finding: Finding, other: Finding, doubt: float) -> Finding:
         why=why,
         swapped_with=other.target,
     )
+
+
+def _cautions(
+    attribute: str, ranking: Sequence[Finding], predictions: Sequence[OofTable]
+) -> Iterator[str]:
+    # Of each labelled class alike: where few of a rare one are, most may be wrong.
+    answered: dict[int, list[bool]] = {}
+    for one in ranking:
+        agrees = one.label_probability > one.answer_probability
+        answered.setdefault(one.label, []).append(agrees)
+    share = statistics.fmean(statistics.fmean(each) for each in answered.values())
+    if share <= 1 / len(answered) < 1:
+        yield (
+            f"of each label alike, {share:.0%} are what is answered, and {1 / len(answered):.0%} "
+            "would be by chance: these networks have hardly learnt to tell; train longer, or on "
+            "more people, before believing what they contradict"
+        )
+    if attribute == "age":
+        yield from _years_left_out([one for one in predictions if "age" in one.task.attributes])
+
+
+def _years_left_out(predictions: Sequence[OofTable]) -> Iterator[str]:
+    if len({one.years for one in predictions}) < 2:
+        return
+    groups = [str(one.file) for one in predictions if not one.years]
+    if groups:
+        yield (
+            f"{' and '.join(groups)} {'has' if len(groups) == 1 else 'have'} no years, so groups "
+            "alone are judged; maskcls-evaluate --oof writes them, of networks that learnt them"
+        )
+    else:
+        files = " and ".join(str(one.file) for one in predictions)
+        yield f"{files} have ages in different steps, so groups alone are judged"
 
 
 # --- corrections ---------------------------------------------------------------------------------
